@@ -1,0 +1,9 @@
+"""``python -m sglang_commfix`` is the command ``sglang-commfix``."""
+
+import sys
+
+from sglang_commfix.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

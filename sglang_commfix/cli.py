@@ -1,0 +1,258 @@
+"""The command ``sglang-commfix``.
+
+Exit status: 0 fine, 1 a selected patch would be refused, 2 usage, 3 no sglang found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sglang_commfix
+from sglang_commfix import embed, launcher
+from sglang_commfix.diff import unified_diff
+from sglang_commfix.errors import CommfixError, SettingsError, SglangNotFoundError
+from sglang_commfix.register import load
+from sglang_commfix.settings import SELECT
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sglang_commfix.plan import Plan
+    from sglang_commfix.register import Patch
+    from sglang_commfix.report import PatchReport, Report
+
+OK, REFUSED, USAGE, NO_SGLANG = 0, 1, 2, 3
+_TEXTS = (
+    ("Symptom", "symptom"),
+    ("Cause", "cause"),
+    ("Who is hit", "hits"),
+    ("What is changed", "change"),
+    ("When to drop it", "drop"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.function(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except SettingsError as error:
+        return _complain(error, USAGE)
+    except SglangNotFoundError as error:
+        return _complain(error, NO_SGLANG)
+    except CommfixError as error:
+        return _complain(error, REFUSED)
+
+
+def _complain(error: CommfixError, status: int) -> int:
+    print(f"sglang-commfix: {error}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sglang-commfix",
+        description="Upstream communication fixes for the installed sglang.",
+        epilog="exit status: 0 fine, 1 a selected patch would be refused, 2 usage, "
+        "3 no sglang found",
+    )
+    parser.add_argument("--version", action="version", version=sglang_commfix.__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument(
+        "--sglang-path",
+        metavar="DIR",
+        type=Path,
+        help="a folder that contains the sglang package, instead of the installed one",
+    )
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument(
+        "patches", nargs="*", metavar="PATCH", help="an id or a PR number; default: as selected"
+    )
+    select = argparse.ArgumentParser(add_help=False)
+    select.add_argument(
+        "--select",
+        metavar="WORDS",
+        help=f"another value than the environment's {SELECT} (with neither: 1)",
+    )
+    as_json = argparse.ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print JSON (schema 1)")
+
+    def add(
+        name: str,
+        function: object,
+        text: str,
+        parents: Sequence[argparse.ArgumentParser] = (),
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, parents=list(parents))
+        command.set_defaults(function=function)
+        return command
+
+    add("status", _status, "what would be applied here, and why", [where, select, as_json])
+    add("diff", _diff, "the unified diff that importing sglang amounts to", [where, select, which])
+    export = add(
+        "export", _export, "write that diff for `patch -p1` or `git apply`", [where, select, which]
+    )
+    export.add_argument("-o", "--output", metavar="FILE", type=Path, required=True)
+    explain = add("explain", _explain, "symptom, cause and remedy of one patch", [as_json])
+    explain.add_argument("patch", metavar="PATCH", help="an id or a PR number")
+    run = add("run", _run, "run COMMAND with the hook where Python does not read the .pth file")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+    return parser
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    report = embed.status(arguments.sglang_path, arguments.select)
+    if arguments.json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        print(_status_text(report))
+    return REFUSED if report.refused() else OK
+
+
+def _status_text(report: Report) -> str:
+    origin = {
+        "environment": f"{SELECT}={report.select}",
+        "--select": f"as with {SELECT}={report.select}",
+        "default": f"{SELECT} is not set: nothing is applied. Shown is what {SELECT}=1 would do",
+    }[report.select_from]
+    hook = "the start-up hook runs" if report.hook else "THE START-UP HOOK DOES NOT RUN"
+    lines = [f"sglang {report.sglang.version} at {report.sglang.path}", f"{origin}; {hook}"]
+    for patch in report.patches:
+        lines += ["", *_patch_text(patch)]
+    lines += ["", *(f"WARNING: {warning}" for warning in report.warnings)]
+    lines.append(_advice(report))
+    return "\n".join(lines)
+
+
+def _patch_text(patch: PatchReport) -> list[str]:
+    pr = "" if patch.pr is None else f"PR #{patch.pr}, "
+    lines = [
+        f"{patch.decision:<10}  {patch.id}  ({pr}{patch.kind}, fixed in {patch.fixed_in})",
+        f"    {patch.title}",
+        *textwrap.wrap(patch.reason, 96, initial_indent="    ", subsequent_indent="    "),
+    ]
+    for edit in patch.edits:
+        line = "" if edit.line is None else f":{edit.line}"
+        what = f"{edit.scope} " if edit.scope else "appended code "
+        found = ""
+        if edit.scope:
+            known = edit.as_in or "no published release"
+            found = "absent" if edit.fingerprint is None else f"{edit.fingerprint}, as in {known}"
+        lines.append(f"      {edit.file}{line}  {what}{found}".rstrip())
+    return lines
+
+
+def _advice(report: Report) -> str:
+    if report.uninstall:
+        return "Nothing is needed by this sglang any more: pip uninstall sglang-commfix"
+    counts = [
+        f"{sum(patch.decision == decision for patch in report.patches)} {words}"
+        for decision, words in (
+            ("apply", "to apply"),
+            ("not-needed", "not needed"),
+            ("refused", "refused"),
+            ("disabled", "switched off"),
+        )
+    ]
+    return ", ".join(counts)
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    """Make the plan for ``diff`` and ``export``: patches named on the command line count alone."""
+    if arguments.patches and arguments.select is not None:
+        raise SettingsError("--select and PATCH both say what to apply: give one of them")
+    select = ",".join(arguments.patches) or arguments.select
+    return embed.current_plan(arguments.sglang_path, select)
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    plan = _plan(arguments)
+    sys.stdout.buffer.write(unified_diff(plan))
+    return _tell(plan)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    plan = _plan(arguments)
+    status = _tell(plan)
+    if status == OK:
+        try:
+            arguments.output.write_bytes(unified_diff(plan))
+        except OSError as error:
+            raise SettingsError(
+                f"{arguments.output} cannot be written: {error.strerror}"
+            ) from error
+        print(
+            f"{arguments.output}: {len(plan.having('apply'))} patches for sglang "
+            f"{plan.sglang.version}; apply with: patch -p1 -d {plan.sglang.root} < "
+            f"{arguments.output}"
+        )
+    return status
+
+
+def _tell(plan: Plan) -> int:
+    """Say on standard error what is not in the diff; return the exit status."""
+    for decision in plan.decisions:
+        named = decision.patch.id in plan.settings.selected
+        if decision.verdict == "refused" or (decision.verdict == "not-needed" and named):
+            print(f"{decision.patch.id}: {decision.verdict}: {decision.reason}", file=sys.stderr)
+    return REFUSED if plan.having("refused") else OK
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    register = load()
+    patches = register.matching(arguments.patch.lower())
+    if not patches:
+        raise SettingsError(f"{arguments.patch!r} is unknown. Known are: {register.words}")
+    if arguments.json:
+        print(json.dumps({"schema": 1, "patches": [_explained(p) for p in patches]}, indent=2))
+    else:
+        print("\n\n".join(_explanation(patch) for patch in patches))
+    return OK
+
+
+def _explained(patch: Patch) -> dict[str, object]:
+    return {
+        "id": patch.id,
+        "pr": patch.pr,
+        "kind": patch.kind,
+        "title": patch.title,
+        "affected": str(patch.affected),
+        "fixed_in": patch.fixed_in,
+        "links": list(patch.links),
+        "edits": sorted({str(edit.target) for edit in patch.edits}),
+        **{name: getattr(patch, name) for _, name in _TEXTS},
+    }
+
+
+def _explanation(patch: Patch) -> str:
+    lines = [f"{patch.id}  ({patch.kind})", patch.title, ""]
+    lines += [f"Affected: sglang {patch.affected}    Fixed in: {patch.fixed_in}"]
+    for heading, name in _TEXTS:
+        lines += ["", heading, textwrap.indent(getattr(patch, name), "    ")]
+    lines += ["", "Upstream", *(f"    {link}" for link in patch.links)]
+    return "\n".join(lines)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    command = arguments.command
+    if command[:1] == ["--"]:
+        command = command[1:]
+    if not command:
+        raise SettingsError("run needs a command: sglang-commfix run -- COMMAND")
+    launcher.run(command)
+    return OK

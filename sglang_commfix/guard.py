@@ -1,0 +1,226 @@
+"""The version guard: one decision for each patch, from what the files hold.
+
+Version strings lie, so the source decides: the fingerprints of everything that a patch edits or
+relies on are looked up among those of the published releases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from packaging.version import Version
+
+from sglang_commfix.errors import AnchorError, SourceError
+from sglang_commfix.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.rewrite import Place, find_anchor, find_results, take_out
+
+
+if TYPE_CHECKING:
+    import ast
+    from collections.abc import Mapping, Sequence
+
+    from sglang_commfix.installed import Sglang
+    from sglang_commfix.register import Edit, Patch, Register, Target
+
+Verdict = Literal["apply", "not-needed", "refused", "disabled"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one patch, and why.
+
+    Attributes:
+        patch: the entry of the register.
+        verdict: as in the table of decisions in ``docs/architecture.md``.
+        reason: one line for people.
+        found: the fingerprint of each target (``None``: absent), as far as they could be read.
+        edits: the edits to be made; empty unless the verdict is ``apply``.
+        needed: whether this sglang has the fault, whatever was selected; ``None``: unknown.
+
+    """
+
+    patch: Patch
+    verdict: Verdict
+    reason: str
+    found: Mapping[Target, str | None]
+    edits: tuple[Edit, ...] = ()
+    needed: bool | None = None
+
+    def refused(self, reason: str) -> Decision:
+        """Return the same decision, refused."""
+        return replace(self, verdict="refused", reason=reason, edits=())
+
+    def disabled(self, reason: str) -> Decision:
+        """Return the same decision, switched off."""
+        return replace(self, verdict="disabled", reason=reason, edits=())
+
+
+def decide(register: Register, sglang: Sglang, allow_unknown: frozenset[str]) -> list[Decision]:
+    """Decide for each patch of the register whether this sglang needs it, selected or not."""
+    guard = _Guard(register, sglang)
+    return [guard.decide(patch, patch.id in allow_unknown) for patch in register.patches]
+
+
+class _Guard:
+    def __init__(self, register: Register, sglang: Sglang) -> None:
+        self.register = register
+        self.sglang = sglang
+        self._unpatched: _Unpatched | None = None
+
+    def decide(self, patch: Patch, allow_unknown: bool) -> Decision:
+        found: dict[Target, str | None] = {}
+        try:
+            for target in patch.targets:
+                found[target] = self.sglang.fingerprint(target)
+        except SourceError as error:
+            return Decision(patch, "refused", f"{error}. Reinstall sglang", found)
+        return self._known(patch, found) or self._unknown(patch, found, allow_unknown)
+
+    def _known(self, patch: Patch, found: Mapping[Target, str | None]) -> Decision | None:
+        """Decide if the targets are those of a published release."""
+        releases = patch.fingerprints.releases_with(found)
+        affected = [release for release in releases if patch.affected.contains(release, True)]
+        if affected:
+            like = patch.fingerprints.spans(affected)
+            reason = f"the source is that of sglang {like}, which has the fault"
+            edits = patch.edits_for(affected[0])
+            return Decision(patch, "apply", reason, found, edits, needed=True)
+        if not releases:
+            return None
+        version = self.sglang.parsed_version
+        absent = all(value is None for value in found.values())
+        if absent and version is not None and patch.affected.contains(version, True):
+            missing = ", ".join(str(target) for target in found)
+            return Decision(
+                patch,
+                "refused",
+                f"sglang {version} should have {missing}, and has not. Reinstall sglang",
+                found,
+            )
+        fixed = Version(patch.fixed_in)
+        since = Version(releases[0]) if version is None or not absent else version
+        if since >= fixed:
+            reason = f"sglang has the fix since {fixed}"
+        elif absent:
+            reason = "what the patch is for is not in this sglang"
+        else:
+            like = patch.fingerprints.spans(releases)
+            reason = f"the source is that of sglang {like}, which does not have the fault"
+        return Decision(patch, "not-needed", reason, found, needed=False)
+
+    def _unknown(
+        self, patch: Patch, found: Mapping[Target, str | None], allow_unknown: bool
+    ) -> Decision:
+        if self._unpatched is None:
+            self._unpatched = _Unpatched(self.register, self.sglang)
+        if patch.id in self._unpatched.patches:
+            reason = "the file on disk is patched already, as `sglang-commfix export` would"
+            return Decision(patch, "not-needed", reason, found, needed=False)
+        try:
+            before = {target: self._unpatched.fingerprint(target) for target in found}
+        except SourceError as error:
+            return Decision(patch, "refused", f"{error}. Reinstall sglang", found)
+        if before != found and (decision := self._known(patch, before)):
+            return replace(decision, found=found)
+        odd = ", ".join(str(target) for target in _odd_targets(patch, found))
+        version = self.sglang.version
+        unknown = f"{odd} is not as in any published release (this sglang says it is {version})"
+        if not allow_unknown:
+            return Decision(
+                patch,
+                "refused",
+                f"{unknown}. Reinstall a published release, or read "
+                f"`sglang-commfix diff {patch.id}` with SGLANG_COMMFIX_ALLOW_UNKNOWN={patch.id} "
+                "set, and keep that setting if the change is right",
+                found,
+            )
+        variants = [edits for edits in patch.variants() if self._matches(edits)]
+        if len(variants) != 1:
+            return Decision(
+                patch,
+                "refused",
+                f"{unknown}, and the text to be changed is not there exactly once",
+                found,
+            )
+        return Decision(patch, "apply", f"allowed although {unknown}", found, variants[0])
+
+    def _matches(self, edits: Sequence[Edit]) -> bool:
+        for edit in edits:
+            try:
+                tree = self.sglang.tree(edit.target.module)
+                if tree is None:
+                    return False
+                if edit.operation != "append":
+                    find_anchor(tree, edit)
+            except (AnchorError, SourceError):
+                return False
+        return True
+
+
+class _Unpatched:
+    """The installed source with every exported patch taken out again.
+
+    Attributes:
+        patches: ids of the patches that are on disk: without them, their targets are those of a
+            release that they affect.
+
+    """
+
+    def __init__(self, register: Register, sglang: Sglang) -> None:
+        self._sglang = sglang
+        self._trees: dict[str, ast.Module] = {}
+        candidates = list(register.patches)
+        while True:
+            self._trees.clear()
+            there = [patch for patch in reversed(candidates) if self._take_out(patch)]
+            recognised = [patch for patch in candidates if patch in there and self._affects(patch)]
+            if len(recognised) == len(candidates):
+                break
+            candidates = recognised
+        self.patches = {patch.id for patch in recognised}
+
+    def fingerprint(self, target: Target) -> str | None:
+        """Return the fingerprint of ``target`` without the patches; ``None`` if it is absent."""
+        tree = self._tree(target.module)
+        scope = None if tree is None else find_scope(tree, target.scope)
+        return None if scope is None else fingerprint(scope)
+
+    def _tree(self, module: str) -> ast.Module | None:
+        return self._trees.get(module) or self._sglang.tree(module)
+
+    def _take_out(self, patch: Patch) -> bool:
+        for edits in patch.variants():
+            places: list[Place] = []
+            try:
+                for module in dict.fromkeys(edit.target.module for edit in edits):
+                    tree = self._own_tree(module)
+                    places += find_results(tree, [e for e in edits if e.target.module == module])
+            except (AnchorError, SourceError):
+                continue
+            take_out(places)
+            return True
+        return False
+
+    def _own_tree(self, module: str) -> ast.Module:
+        """Parse ``module`` anew, so that it can be changed."""
+        source = self._sglang.source(module)
+        if source is None:
+            raise SourceError(f"there is no {module}")
+        if module not in self._trees:
+            self._trees[module] = parse(source)
+        return self._trees[module]
+
+    def _affects(self, patch: Patch) -> bool:
+        try:
+            found = {target: self.fingerprint(target) for target in patch.targets}
+        except SourceError:
+            return False
+        releases = patch.fingerprints.releases_with(found)
+        return any(patch.affected.contains(release, True) for release in releases)
+
+
+def _odd_targets(patch: Patch, found: Mapping[Target, str | None]) -> list[Target]:
+    """Return the targets that no release has so, or all if only their combination is new."""
+    odd = [t for t, value in found.items() if value not in patch.fingerprints.targets.get(t, ())]
+    return odd or list(found)

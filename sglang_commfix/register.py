@@ -1,0 +1,315 @@
+"""The register: every patch this package knows, read from ``patches/*/patch.toml``.
+
+The register is data. This module gives it types, checks that it is whole, and says nothing about
+any installed sglang.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from sglang_commfix.errors import RegisterError
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Kind = Literal["correctness", "stability", "performance", "feature"]
+Operation = Literal["replace", "before", "after", "append"]
+
+KINDS: tuple[Kind, ...] = ("correctness", "stability", "performance", "feature")
+DEFAULT_KINDS: frozenset[Kind] = frozenset({"correctness", "stability"})
+_OPERATIONS: tuple[Operation, ...] = ("replace", "before", "after", "append")
+_TEXTS = ("title", "symptom", "cause", "hits", "change", "drop")
+
+
+@dataclass(frozen=True, order=True)
+class Target:
+    """A class or function of sglang: module and qualified name (empty: the module itself)."""
+
+    module: str
+    scope: str
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.scope}" if self.scope else self.module
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change inside one target.
+
+    Attributes:
+        target: where the anchor is looked for. For ``append``, a module.
+        operation: what happens to the anchor (``append``: added behind the module's last line).
+        find: the anchor, one or more neighbouring statements. Empty for ``append``.
+        text: the new statements, without indentation.
+        releases: the affected releases that take this variant of the edit.
+
+    """
+
+    target: Target
+    operation: Operation
+    find: str
+    text: str
+    releases: SpecifierSet
+
+    @property
+    def anchor(self) -> list[ast.stmt]:
+        """The statements to look for."""
+        return ast.parse(self.find).body
+
+    @property
+    def added(self) -> list[ast.stmt]:
+        """The new statements."""
+        return ast.parse(self.text).body
+
+    @property
+    def result(self) -> list[ast.stmt]:
+        """What stands in the place of :attr:`anchor` afterwards."""
+        if self.operation == "before":
+            return [*self.added, *self.anchor]
+        if self.operation == "after":
+            return [*self.anchor, *self.added]
+        return self.added
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What the published releases hold, for the targets of one patch.
+
+    Attributes:
+        releases: every release that was read, oldest first.
+        targets: for each target, its fingerprint in each of ``releases`` (``None``: absent).
+
+    """
+
+    releases: tuple[str, ...]
+    targets: Mapping[Target, tuple[str | None, ...]]
+
+    def releases_with(self, found: Mapping[Target, str | None]) -> tuple[str, ...]:
+        """Return the releases in which every target is exactly as ``found``."""
+        return tuple(
+            release
+            for index, release in enumerate(self.releases)
+            if all(self.targets[target][index] == value for target, value in found.items())
+        )
+
+    def spans(self, releases: Sequence[str]) -> str:
+        """Write ``releases`` as runs of neighbours: ``0.5.8 to 0.5.11, 0.5.14``."""
+        runs = []
+        for wanted, run in groupby(self.releases, key=lambda release: release in releases):
+            members = list(run)
+            if wanted:
+                runs.append(" to ".join(dict.fromkeys([members[0], members[-1]])))
+        return ", ".join(runs)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """An entry of the register. The texts are for people; see ``CONTRIBUTING.md``."""
+
+    id: str
+    order: int
+    pr: int | None
+    kind: Kind
+    affected: SpecifierSet
+    fixed_in: str
+    links: tuple[str, ...]
+    requires: tuple[str, ...]
+    conflicts: tuple[str, ...]
+    witnesses: tuple[Target, ...]
+    edits: tuple[Edit, ...]
+    fingerprints: Fingerprints
+    title: str
+    symptom: str
+    cause: str
+    hits: str
+    change: str
+    drop: str
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Everything that is fingerprinted: what is edited, and what proves the fault."""
+        scopes = [edit.target for edit in self.edits if edit.target.scope]
+        return tuple(dict.fromkeys([*scopes, *self.witnesses]))
+
+    def edits_for(self, release: str) -> tuple[Edit, ...]:
+        """Return the edits that ``release`` takes."""
+        return tuple(edit for edit in self.edits if edit.releases.contains(release, True))
+
+    def variants(self) -> tuple[tuple[Edit, ...], ...]:
+        """Return the distinct sets of edits that affected releases take."""
+        affected = (r for r in self.fingerprints.releases if self.affected.contains(r, True))
+        return tuple(dict.fromkeys(self.edits_for(release) for release in affected))
+
+
+@dataclass(frozen=True)
+class Register:
+    """All patches, in the order in which their edits are applied."""
+
+    patches: tuple[Patch, ...]
+
+    def __post_init__(self) -> None:
+        ids = [patch.id for patch in self.patches]
+        for patch in self.patches:
+            for other in (*patch.requires, *patch.conflicts):
+                if other not in ids:
+                    raise RegisterError(f"{patch.id}: it names {other}, which is not in patches/")
+
+    def __getitem__(self, patch_id: str) -> Patch:
+        return next(patch for patch in self.patches if patch.id == patch_id)
+
+    def matching(self, word: str) -> tuple[Patch, ...]:
+        """Return the patches that an id or a PR number (``24785``, ``#24785``) selects."""
+        pr = word.removeprefix("#")
+        return tuple(p for p in self.patches if word == p.id or pr == str(p.pr))
+
+    @property
+    def words(self) -> str:
+        """What :meth:`matching` knows, for error messages."""
+        numbers = dict.fromkeys(str(p.pr) for p in self.patches if p.pr is not None)
+        return ", ".join([*(p.id for p in self.patches), *numbers])
+
+    def with_requirements(self, ids: Iterable[str]) -> frozenset[str]:
+        """Return ``ids`` and all that they require, directly or not."""
+        wanted: set[str] = set()
+        waiting = list(ids)
+        while waiting:
+            patch_id = waiting.pop()
+            if patch_id not in wanted:
+                wanted.add(patch_id)
+                waiting.extend(self[patch_id].requires)
+        return frozenset(wanted)
+
+
+def patches_folder() -> Path:
+    """Return ``patches/``: beside the package in a checkout, inside it where it is installed."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "patches"
+    return checkout if (package.parent / "pyproject.toml").is_file() else package / "patches"
+
+
+@cache
+def load() -> Register:
+    """Load this package's own register.
+
+    Raises:
+        RegisterError: the installation is damaged.
+
+    """
+    return load_folder(patches_folder())
+
+
+def load_folder(folder: Path) -> Register:
+    """Load a register from a folder of ``<PR>-<slug>/patch.toml`` files."""
+    patches = [_load_patch(file) for file in folder.glob("*/patch.toml")]
+    if not patches:
+        raise RegisterError(f"{folder} holds no patches: reinstall sglang-commfix")
+    return Register(tuple(sorted(patches, key=lambda patch: (patch.order, patch.id))))
+
+
+def _load_patch(file: Path) -> Patch:
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        return _patch(file.parent, data)
+    except KeyError as error:
+        raise RegisterError(f"{file}: {error.args[0]!r} is missing") from error
+    except (OSError, ValueError, InvalidSpecifier, SyntaxError) as error:
+        raise RegisterError(f"{file}: {error}") from error
+
+
+def _patch(folder: Path, data: dict[str, Any]) -> Patch:
+    if data["id"] != folder.name:
+        raise ValueError(f"id {data['id']!r} is not the folder's name")
+    if data["kind"] not in KINDS:
+        raise ValueError(f"kind {data['kind']!r} is none of {', '.join(KINDS)}")
+    affected = SpecifierSet(data["affected"])
+    return Patch(
+        id=data["id"],
+        order=data.get("order", 0),
+        pr=data.get("pr"),
+        kind=data["kind"],
+        affected=affected,
+        fixed_in=data["fixed_in"],
+        links=tuple(data["links"]),
+        requires=tuple(data.get("requires", ())),
+        conflicts=tuple(data.get("conflicts", ())),
+        witnesses=tuple(_target(item) for item in data.get("witness", ())),
+        edits=tuple(_edit(folder, item, affected) for item in data["edit"]),
+        fingerprints=_fingerprints(folder),
+        **{name: data[name].strip() for name in _TEXTS},
+    )
+
+
+def _target(item: Mapping[str, Any]) -> Target:
+    return Target(item["module"], item.get("scope", ""))
+
+
+def _edit(folder: Path, item: dict[str, Any], affected: SpecifierSet) -> Edit:
+    operations = [name for name in _OPERATIONS if name in item]
+    if len(operations) != 1:
+        raise ValueError(f"an edit has exactly one of {', '.join(_OPERATIONS)}")
+    operation = operations[0]
+    target = _target(item)
+    if (operation == "append") == bool(target.scope):
+        raise ValueError("append goes with a module, every other operation with a scope")
+    if operation == "append":
+        find = ""
+        text = (folder / item["append"]).read_text(encoding="utf-8").strip("\r\n") + "\n"
+    else:
+        find = _statements(item["find"])
+        text = _statements(item[operation])
+    if not text.isascii():
+        raise ValueError("the new text is not ASCII, which some encodings cannot hold")
+    ast.parse(find), ast.parse(text)
+    releases = SpecifierSet(item["releases"]) if "releases" in item else affected
+    return Edit(target, operation, find, text, releases)
+
+
+def _statements(text: str) -> str:
+    return textwrap.dedent(text).strip("\r\n") + "\n"
+
+
+def _fingerprints(folder: Path) -> Fingerprints:
+    """Read ``fingerprints.json``: for each target, runs of releases that share a fingerprint."""
+    file = folder / "fingerprints.json"
+    releases = json.loads((folder.parent / "releases.json").read_text(encoding="utf-8"))
+    if not file.is_file():
+        return Fingerprints(tuple(releases), {})
+    targets: dict[Target, tuple[str | None, ...]] = {}
+    for name, runs in json.loads(file.read_text(encoding="utf-8")).items():
+        values = [value for count, value in _run_lengths(releases, runs) for _ in range(count)]
+        module, _, scope = name.partition(":")
+        targets[Target(module, scope)] = tuple(values)
+    return Fingerprints(tuple(releases), targets)
+
+
+def _run_lengths(
+    releases: Sequence[str], runs: Sequence[Sequence[Any]]
+) -> list[tuple[int, str | None]]:
+    lengths = []
+    expected = 0
+    for first, last, value in runs:
+        start, stop = releases.index(first), releases.index(last)
+        if start != expected:
+            raise ValueError(f"fingerprints.json: {first} does not follow the run before it")
+        lengths.append((stop - start + 1, value))
+        expected = stop + 1
+    if expected != len(releases):
+        raise ValueError("fingerprints.json does not cover every release in releases.json")
+    return lengths

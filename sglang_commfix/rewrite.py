@@ -1,0 +1,339 @@
+"""Find the anchors of edits in a source file and splice the new text in.
+
+Matching is on syntax (:mod:`sglang_commfix.fingerprint`), splicing is on text: what no edit touches
+stays as it is, byte for byte. The same edits are also made on the syntax tree, and the spliced text
+has to parse to exactly that tree; otherwise nothing is returned.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+import tokenize
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sglang_commfix.errors import AnchorError, SourceError
+from sglang_commfix.fingerprint import find_scope, normal_form, parse, suites
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sglang_commfix.register import Edit
+    from sglang_commfix.source import Source
+
+_INDENT = "    "
+_ENDS = re.compile(r"[ \t\f]*;?[ \t\f]*(#[^\r\n]*)?[\r\n]*")
+_SEMICOLON = re.compile(r"[ \t\f]*;")
+_NO_CODE = frozenset({tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT})
+
+# What comes first where two edits meet: text behind a statement, text before the next, the next.
+_RANKS = {"after": 0, "before": 1, "replace": 2, "append": 3}
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Where an edit's ``find`` stands: ``suite[start:stop]`` of a syntax tree."""
+
+    suite: list[ast.stmt]
+    start: int
+    stop: int
+
+    @property
+    def first(self) -> ast.stmt:
+        """The first statement of the anchor."""
+        return self.suite[self.start]
+
+    @property
+    def last(self) -> ast.stmt:
+        """The last statement of the anchor."""
+        return self.suite[self.stop - 1]
+
+
+@dataclass(frozen=True)
+class _Splice:
+    """Put ``text`` in the place of ``source.text[start:stop]``, which nobody else may touch.
+
+    ``anchored`` is the span of the anchor, which another edit may rely on but not change.
+    """
+
+    start: int
+    stop: int
+    text: str
+    anchored: tuple[int, int]
+    owner: str
+    rank: int
+
+    def collides(self, other: _Splice) -> bool:
+        """Tell whether this replaces text that ``other`` replaces or is anchored on."""
+        if self.start == self.stop:
+            return other.start < self.start < other.stop
+        start, stop = other.anchored
+        return self.start < stop and start < self.stop
+
+
+def find_anchor(tree: ast.Module, edit: Edit) -> Anchor:
+    """Find the one place in ``tree`` that ``edit`` changes.
+
+    Raises:
+        AnchorError: the scope is absent, or the anchor stands in it never or more than once.
+        SourceError: the scope is defined more than once.
+
+    """
+    anchors = _matches(tree, edit, edit.anchor)
+    if len(anchors) != 1:
+        where = ", ".join(str(anchor.first.lineno) for anchor in anchors)
+        times = f"{len(anchors)} times (lines {where})" if anchors else "nowhere"
+        raise AnchorError(f"the text to be changed stands {times} in {edit.target}")
+    return anchors[0]
+
+
+def _matches(tree: ast.Module, edit: Edit, wanted: Sequence[ast.stmt]) -> list[Anchor]:
+    scope = find_scope(tree, edit.target.scope)
+    if scope is None:
+        raise AnchorError(f"there is no {edit.target}")
+    forms = _forms(wanted)
+    anchors = []
+    for suite in _all_suites(scope):
+        found = _forms(suite)
+        anchors += [
+            Anchor(suite, start, start + len(forms))
+            for start in range(len(found) - len(forms) + 1)
+            if found[start : start + len(forms)] == forms
+        ]
+    return anchors
+
+
+def _all_suites(scope: ast.AST) -> Iterator[list[ast.stmt]]:
+    for node in ast.walk(scope):
+        yield from suites(node)
+
+
+Place = tuple["Edit", Anchor]
+
+
+def find_results(tree: ast.Module, edits: Sequence[Edit]) -> list[Place]:
+    """Find where ``edits`` have been made in ``tree``.
+
+    Raises:
+        AnchorError: an edit has not been made, or what it leaves stands there more than once.
+        SourceError: a scope is defined more than once.
+
+    """
+    places = []
+    for edit in edits:
+        if edit.operation == "append":
+            count = len(edit.added)
+            anchor = Anchor(tree.body, len(tree.body) - count, len(tree.body))
+            tail = tree.body[anchor.start :]
+            anchors = [anchor] if _forms(tail) == _forms(edit.added) else []
+        else:
+            anchors = _matches(tree, edit, edit.result)
+        if len(anchors) != 1:
+            raise AnchorError(f"{edit.target} is not patched")
+        places.append((edit, anchors[0]))
+    return places
+
+
+def take_out(places: Sequence[Place]) -> None:
+    """Put the anchors back where :func:`find_results` found their edits made."""
+    for suite, own in _by_suite(places):
+        suite[:] = _rebuilt(suite, [(0, a.start, a.stop, edit.anchor) for edit, a in own])
+
+
+def _forms(statements: Sequence[ast.stmt]) -> list[str]:
+    return [normal_form(statement) for statement in statements]
+
+
+@dataclass(frozen=True)
+class Change:
+    """An edit, the patch it belongs to, and its place in a parsed file."""
+
+    patch: str
+    edit: Edit
+    anchor: Anchor | None
+
+    def lineno(self, source: Source) -> int:
+        """Return the line (from 1) that the edit is made at."""
+        return len(source.lines) if self.anchor is None else self.anchor.first.lineno
+
+
+class OverlapError(AnchorError):
+    """Two patches want to change the same statements."""
+
+    def __init__(self, first: str, second: str, lineno: int) -> None:
+        self.patches = (first, second)
+        super().__init__(f"{first} and {second} both change line {lineno}")
+
+
+def locate(tree: ast.Module, patch: str, edit: Edit) -> Change:
+    """Pair ``edit`` with its place in ``tree``; see :func:`find_anchor` for the errors."""
+    return Change(patch, edit, None if edit.operation == "append" else find_anchor(tree, edit))
+
+
+def rewrite(source: Source, tree: ast.Module, changes: Sequence[Change]) -> Source:
+    """Return ``source`` with ``changes`` made, in their order. ``tree`` is used up.
+
+    Raises:
+        OverlapError: two changes touch the same text.
+        AnchorError: the text cannot be placed so that it means what the edits mean.
+
+    """
+    splices = [_splice(source, change) for change in changes]
+    _refuse_overlaps(source, splices)
+    text = source.text
+    ranked = sorted(enumerate(splices), key=lambda item: (item[1].start, item[1].rank, item[0]))
+    for _, splice in reversed(ranked):
+        text = text[: splice.start] + splice.text + text[splice.stop :]
+    result = source.with_text(text)
+    _edit_tree(tree, changes)
+    try:
+        same = normal_form(parse(result)) == normal_form(tree)
+    except SourceError as error:
+        raise AnchorError(f"{source.path}: the edited text does not parse: {error}") from error
+    if not same:
+        raise AnchorError(f"{source.path}: the edited text does not mean what the edits mean")
+    return result
+
+
+def _edit_tree(tree: ast.Module, changes: Sequence[Change]) -> None:
+    places = [(change.edit, change.anchor) for change in changes if change.anchor is not None]
+    for suite, own in _by_suite(places):
+        pieces = []
+        for edit, anchor in own:
+            rank = _RANKS[edit.operation]
+            at = anchor.stop if edit.operation == "after" else anchor.start
+            stop = anchor.stop if edit.operation == "replace" else at
+            pieces.append((rank, at, stop, edit.added))
+        suite[:] = _rebuilt(suite, pieces)
+    for change in changes:
+        if change.anchor is None:
+            tree.body.extend(change.edit.added)
+
+
+def _by_suite(
+    places: Sequence[Place],
+) -> list[tuple[list[ast.stmt], list[Place]]]:
+    groups: dict[int, list[Place]] = {}
+    for edit, anchor in places:
+        groups.setdefault(id(anchor.suite), []).append((edit, anchor))
+    return [(group[0][1].suite, group) for group in groups.values()]
+
+
+def _rebuilt(
+    suite: list[ast.stmt], pieces: Sequence[tuple[int, int, int, list[ast.stmt]]]
+) -> list[ast.stmt]:
+    """Put each piece (rank, start, stop, statements) in the place of ``suite[start:stop]``."""
+    result: list[ast.stmt] = []
+    done = 0
+    for _, start, stop, added in sorted(pieces, key=lambda piece: (piece[1], piece[0])):
+        result += [*suite[done:start], *added]
+        done = stop
+    return [*result, *suite[done:]]
+
+
+def _refuse_overlaps(source: Source, splices: Sequence[_Splice]) -> None:
+    for index, one in enumerate(splices):
+        for other in splices[index + 1 :]:
+            if one.collides(other) or other.collides(one):
+                lineno = source.text.count("\n", 0, max(one.start, other.start)) + 1
+                raise OverlapError(one.owner, other.owner, lineno)
+
+
+def _splice(source: Source, change: Change) -> _Splice:
+    edit, anchor = change.edit, change.anchor
+    rank, newline = _RANKS[edit.operation], source.newline
+    if anchor is None:
+        end = len(source.text)
+        gap = newline * (2 if source.text.endswith(("\n", "\r")) else 3)
+        text = gap + _block(edit.text, "", newline)
+        if not source.text.endswith(("\n", "\r")):
+            text = text.removesuffix(newline)
+        return _Splice(end, end, text, (end, end), change.patch, rank)
+    line_start, start = _statement_start(source, anchor.first)
+    end = source.end(anchor.last)
+    indent = source.text[line_start:start]
+    line_end = source.line_offset((anchor.last.end_lineno or 0) + 1)
+    if not (_is_plain(source, line_start, indent) and _ENDS.fullmatch(source.text, end, line_end)):
+        return _unfolded(source, change, anchor)
+    block = _block(edit.text, indent, newline)
+    anchored = (start, end)
+    if edit.operation == "before":
+        return _Splice(line_start, line_start, block, anchored, change.patch, rank)
+    if edit.operation == "replace":
+        text = block.removesuffix(newline)[len(indent) :]
+        return _Splice(start, end, text, anchored, change.patch, rank)
+    if not source.text[:line_end].endswith(("\n", "\r")):
+        block = newline + block.removesuffix(newline)
+    return _Splice(line_end, line_end, block, anchored, change.patch, rank)
+
+
+def _statement_start(source: Source, statement: ast.stmt) -> tuple[int, int]:
+    """Return the offsets of the statement's line and of its first character, decorators counted."""
+    decorators = getattr(statement, "decorator_list", None)
+    if not decorators:
+        return source.line_offset(statement.lineno), source.start(statement)
+    lineno = decorators[0].lineno
+    while not source.lines[lineno - 1].lstrip().startswith("@"):
+        lineno -= 1
+    line = source.lines[lineno - 1]
+    offset = source.line_offset(lineno)
+    return offset, offset + len(line) - len(line.lstrip())
+
+
+def _is_plain(source: Source, line_start: int, indent: str) -> bool:
+    """Tell whether a statement begins its line, and its line is not the rest of another."""
+    before = source.text[:line_start].removesuffix("\n").removesuffix("\r")
+    return not indent.strip() and not before.endswith("\\")
+
+
+def _block(text: str, indent: str, newline: str) -> str:
+    return "".join(f"{textwrap.indent(line, indent)}{newline}" for line in text.splitlines())
+
+
+def _unfolded(source: Source, change: Change, anchor: Anchor) -> _Splice:
+    """Place an edit whose anchor shares its line: ``if x: a; b`` gets one line a statement."""
+    begin, _ = _logical_line(source, source.start(anchor.first))
+    _, end = _logical_line(source, source.start(anchor.last))
+    shared = [i for i, node in enumerate(anchor.suite) if begin <= source.start(node) < end]
+    first, last = shared[0], shared[-1]
+    start, stop = source.start(anchor.suite[first]), source.end(anchor.suite[last])
+    line = source.text.rfind("\n", 0, begin) + 1
+    indent = source.text[line:begin]
+    head = ""
+    if start != begin:  # the suite stands on the line of its own header
+        indent += "\t" if indent.endswith("\t") else _INDENT
+        head = source.newline + indent
+        start = len(source.text[:start].rstrip(" \t\f\\\r\n"))
+    own = [source.text[source.start(node) : source.end(node)] for node in anchor.suite]
+    added = _block(change.edit.text, indent, source.newline).strip(" \t\r\n")
+    old = own[anchor.start : anchor.stop]
+    new = {"before": [added, *old], "after": [*old, added], "replace": [added]}
+    lines = [*own[first : anchor.start], *new[change.edit.operation], *own[anchor.stop : last + 1]]
+    text = head + (source.newline + indent).join(lines)
+    if semicolon := _SEMICOLON.match(source.text, stop):
+        stop = semicolon.end()
+    rank = _RANKS["replace"]
+    return _Splice(start, stop, text, (start, stop), change.patch, rank)
+
+
+def _logical_line(source: Source, offset: int) -> tuple[int, int]:
+    """Return the offsets between which the logical line with ``offset`` in it stands."""
+    lines = iter([line.rstrip("\r\n") + "\n" for line in source.lines])
+    begin: int | None = None
+    try:
+        for token in tokenize.generate_tokens(lambda: next(lines, "")):
+            if token.type in _NO_CODE:
+                continue
+            here = source.line_offset(token.start[0]) + token.start[1]
+            if begin is None:
+                begin = here
+            if token.type == tokenize.NEWLINE:
+                if begin <= offset < here:
+                    return begin, here
+                begin = None
+    except (tokenize.TokenError, SyntaxError) as error:
+        raise SourceError(f"{source.path} cannot be split into lines: {error}") from error
+    raise AnchorError(f"{source.path}: no line of code at offset {offset}")

@@ -1,0 +1,146 @@
+"""Read the published sglang releases and write the register's fingerprints.
+
+Run by a maintainer when a patch is added or a release appears::
+
+    python tools/fingerprints.py            # all releases that the register knows, and newer ones
+    python tools/fingerprints.py --check    # change nothing, fail if the data is not current
+
+Wheels come from the package index with ``pip download``. Only the files that the register targets
+are kept, in ``$XDG_CACHE_HOME/sglang-commfix/releases``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.version import Version
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from sglang_commfix.installed import Sglang
+from sglang_commfix.register import load_folder, patches_folder
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sglang_commfix.register import Patch, Target
+
+FIRST = Version("0.5.1")
+VERSION_FILES = ("sglang/__init__.py", "sglang/version.py", "sglang/_version.py")
+# Some wheels are built for one Python; which one does not matter, the source is the same.
+PYTHONS = ("3.11", "3.12", "3.10", "3.13")
+
+
+def cache_folder() -> Path:
+    """Return the folder that holds the releases' files."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sglang-commfix" / "releases"
+
+
+def published() -> list[str]:
+    """Return every final and post release from 0.5.1 on, oldest first."""
+    command = [sys.executable, "-m", "pip", "index", "versions", "sglang"]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    line = next(line for line in answer.splitlines() if line.startswith("Available versions:"))
+    versions = [Version(word) for word in line.partition(":")[2].replace(" ", "").split(",")]
+    return [str(v) for v in sorted(versions) if v >= FIRST and not v.is_prerelease]
+
+
+def wanted_files(patches: Sequence[Patch]) -> list[str]:
+    """Return the files of a wheel that the register looks at."""
+    modules = {target.module for patch in patches for target in patch.targets}
+    return sorted({f"{module.replace('.', '/')}.py" for module in modules} | set(VERSION_FILES))
+
+
+def fetch(release: str, files: Sequence[str]) -> Path:
+    """Return the folder with ``files`` of ``release``, downloading its wheel if need be."""
+    folder = cache_folder() / release
+    stamp = folder / ".complete.json"
+    if stamp.is_file() and set(files) <= set(json.loads(stamp.read_text(encoding="utf-8"))):
+        return folder
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        zipfile.ZipFile(_download(release, Path(scratch))) as wheel,
+    ):
+        for name in set(files) & set(wheel.namelist()):
+            wheel.extract(name, folder)
+    (folder / "sglang" / "srt").mkdir(parents=True, exist_ok=True)
+    stamp.write_text(json.dumps(sorted(files)), encoding="utf-8")
+    return folder
+
+
+def _download(release: str, folder: Path) -> Path:
+    base = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    for python in PYTHONS:
+        options = ["--only-binary=:all:", "--python-version", python]
+        command = [*base, *options, f"sglang=={release}"]
+        result = subprocess.run(command, check=False, capture_output=True, text=True)
+        if result.returncode == 0:
+            return next(folder.glob("*.whl"))
+    raise SystemExit(f"sglang {release} cannot be downloaded:\n{result.stderr}")
+
+
+def fingerprints_of(sglang: Sglang, targets: Sequence[Target]) -> dict[Target, str | None]:
+    """Fingerprint every target of one release."""
+    return {target: sglang.fingerprint(target) for target in targets}
+
+
+def render(
+    releases: Sequence[str], patch: Patch, table: dict[str, dict[Target, str | None]]
+) -> str:
+    """Write a patch's fingerprints as runs of releases with one value, one run a line."""
+    blocks = []
+    for target in patch.targets:
+        runs = []
+        for value, group in groupby(releases, key=lambda release: table[release][target]):
+            members = list(group)
+            runs.append(f"    {json.dumps([members[0], members[-1], value])}")
+        blocks.append(f'  "{target}": [\n' + ",\n".join(runs) + "\n  ]")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+def main() -> int:
+    """Bring ``patches/releases.json`` and every ``fingerprints.json`` up to date."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
+    parser.add_argument("--offline", action="store_true", help="use the releases known already")
+    arguments = parser.parse_args()
+    folder = patches_folder()
+    register = load_folder(folder)
+    listed = folder / "releases.json"
+    releases = json.loads(listed.read_text(encoding="utf-8")) if arguments.offline else published()
+    files = wanted_files(register.patches)
+    targets = [target for patch in register.patches for target in patch.targets]
+    table = {}
+    for number, release in enumerate(releases, 1):
+        print(f"\r{number}/{len(releases)} {release:12}", end="", file=sys.stderr, flush=True)
+        table[release] = fingerprints_of(Sglang.at(fetch(release, files) / "sglang"), targets)
+    print(file=sys.stderr)
+    outcome = {listed: json.dumps(releases, indent=2) + "\n"}
+    for patch in register.patches:
+        outcome[folder / patch.id / "fingerprints.json"] = render(releases, patch, table)
+    stale = [
+        file
+        for file, text in outcome.items()
+        if not file.is_file() or file.read_text(encoding="utf-8") != text
+    ]
+    for file in stale:
+        print(f"{'stale' if arguments.check else 'written'}: {file}")
+        if not arguments.check:
+            file.write_text(outcome[file], encoding="utf-8")
+    return 1 if arguments.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
