@@ -190,11 +190,12 @@ def rewrite(source: Source, tree: ast.Module, changes: Sequence[Change]) -> Sour
     result = source.with_text(text)
     _edit_tree(tree, changes)
     try:
-        same = normal_form(parse(result)) == normal_form(tree)
-    except SourceError as error:
-        raise AnchorError(f"{source.path}: the edited text does not parse: {error}") from error
-    if not same:
-        raise AnchorError(f"{source.path}: the edited text does not mean what the edits mean")
+        edited = parse(result)
+        if normal_form(edited) != normal_form(tree):
+            raise AnchorError(f"{source.path}: the edited text does not mean what the edits mean")
+        compile(edited, str(source.path), "exec", dont_inherit=True)
+    except (SourceError, SyntaxError, ValueError, RecursionError) as error:
+        raise AnchorError(f"{source.path}: the edited text does not compile: {error}") from error
     return result
 
 

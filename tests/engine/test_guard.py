@@ -1,0 +1,240 @@
+"""The table of decisions, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake import (
+    FAULTY,
+    FILE,
+    FIXED,
+    GUARD,
+    MODULE,
+    Upstream,
+    dedented,
+    edit,
+    patch,
+    plan,
+    reason,
+    verdicts,
+    write_sglang,
+)
+
+from sglang_commfix.register import Register
+
+
+EDITED = FAULTY.replace("size > 0", "size > 1")
+
+
+def decided(register: Register, root: Path, text: str, version: str = "1.1", **environ: str) -> str:
+    made = plan(register, write_sglang(root, {FILE: text}, version), **environ)
+    return verdicts(made)["1-guard"]
+
+
+def test_source_of_an_affected_release_is_patched(register: Register, tmp_path: Path) -> None:
+    made = plan(register, write_sglang(tmp_path, {FILE: FAULTY}))
+    assert verdicts(made) == {"1-guard": "apply"}
+    assert "that of sglang 1.1 to 1.2, which has the fault" in reason(made)
+
+
+@pytest.mark.parametrize("version", ["1.3", "0.0.0.dev1+gdce8b0606", "9.9", "not a version"])
+def test_the_version_string_does_not_decide(
+    register: Register, tmp_path: Path, version: str
+) -> None:
+    assert decided(register, tmp_path / "a", FAULTY, version) == "apply"
+    assert decided(register, tmp_path / "b", FIXED, version) == "not-needed"
+
+
+def test_source_with_the_fix_is_left_alone(register: Register, tmp_path: Path) -> None:
+    made = plan(register, write_sglang(tmp_path, {FILE: FIXED}, "1.3"))
+    assert verdicts(made) == {"1-guard": "not-needed"}
+    assert reason(made) == "sglang has the fix since 1.3"
+    assert made.uninstall
+
+
+def test_source_that_never_had_the_fault_is_left_alone(tmp_path: Path) -> None:
+    before = FAULTY.replace("size > 0", "bool(size)")
+    upstream = Upstream()
+    upstream.releases["1.0"] = {MODULE: dedented(before)}
+    register = upstream.register(tmp_path / "patches")
+    made = plan(register, write_sglang(tmp_path, {FILE: before}, "1.0"))
+    assert verdicts(made) == {"1-guard": "not-needed"}
+    assert reason(made) == "the source is that of sglang 1.0, which does not have the fault"
+
+
+@pytest.mark.parametrize(("version", "since"), [("1.0", "is not in this"), ("1.9", "since 1.3")])
+def test_an_absent_target_outside_the_affected_releases_is_fine(
+    register: Register, tmp_path: Path, version: str, since: str
+) -> None:
+    made = plan(register, write_sglang(tmp_path, {}, version))
+    assert verdicts(made) == {"1-guard": "not-needed"}
+    assert since in reason(made)
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.2.post1"])
+def test_an_absent_target_in_an_affected_release_is_a_broken_sglang(
+    register: Register, tmp_path: Path, version: str
+) -> None:
+    made = plan(register, write_sglang(tmp_path, {}, version))
+    assert verdicts(made) == {"1-guard": "refused"}
+    assert "should have" in reason(made)
+
+
+def test_edited_source_is_refused_with_what_to_do(register: Register, tmp_path: Path) -> None:
+    made = plan(register, write_sglang(tmp_path, {FILE: EDITED}))
+    assert verdicts(made) == {"1-guard": "refused"}
+    assert f"{MODULE}:LayerCommunicator.should_fuse is not as in any published" in reason(made)
+    assert "SGLANG_COMMFIX_ALLOW_UNKNOWN=1-guard" in reason(made)
+    assert not made.modules
+
+
+def test_edited_source_is_patched_if_the_user_allows_it(register: Register, tmp_path: Path) -> None:
+    allowed = {"SGLANG_COMMFIX_ALLOW_UNKNOWN": "1-guard"}
+    assert decided(register, tmp_path / "a", EDITED, **allowed) == "apply"
+    without = EDITED.replace("size = batch.size", "size = len(batch)")
+    assert decided(register, tmp_path / "b", without, **allowed) == "refused"
+    twice = EDITED.replace("return size", "size = batch.size\n        return size")
+    assert decided(register, tmp_path / "c", twice, **allowed) == "refused"
+
+
+def test_a_change_outside_every_target_is_none_of_our_business(
+    register: Register, tmp_path: Path
+) -> None:
+    assert decided(register, tmp_path, FAULTY.replace("return 1", "return 2")) == "apply"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def f(:\n", "cannot be parsed"),
+        (b"\xff\xfe\x00", "cannot be decoded"),
+        (FAULTY + "\n\nclass LayerCommunicator: pass\n", "defined more than once"),
+    ],
+)
+def test_unreadable_source_is_refused(
+    register: Register, tmp_path: Path, text: str | bytes, message: str
+) -> None:
+    made = plan(register, write_sglang(tmp_path, {FILE: text}))
+    assert verdicts(made) == {"1-guard": "refused"}
+    assert message in reason(made)
+
+
+def test_byte_code_without_source_is_refused(register: Register, tmp_path: Path) -> None:
+    root = write_sglang(tmp_path, {FILE: FAULTY})
+    file = root / "sglang" / FILE
+    file.rename(file.with_suffix(".pyc"))
+    made = plan(register, root)
+    assert verdicts(made) == {"1-guard": "refused"}
+    assert "byte code without its source" in reason(made)
+
+
+class TestWitnesses:
+    """The edited function alone does not prove the fault: another one does."""
+
+    @pytest.fixture
+    def register(self, tmp_path: Path) -> Register:
+        upstream = Upstream()
+        upstream.releases["1.0"] = {MODULE: dedented(FAULTY).replace("return 1", "return 0")}
+        witness = [{"module": MODULE, "scope": "LayerCommunicator.other"}]
+        return upstream.register(tmp_path / "patches", patch(witness=witness))
+
+    def test_the_same_function_beside_another_witness_is_not_needed(
+        self, register: Register, tmp_path: Path
+    ) -> None:
+        assert decided(register, tmp_path / "a", FAULTY) == "apply"
+        assert (
+            decided(register, tmp_path / "b", FAULTY.replace("return 1", "return 0"))
+            == "not-needed"
+        )
+
+    def test_an_unknown_witness_is_refused(self, register: Register, tmp_path: Path) -> None:
+        made = plan(
+            register, write_sglang(tmp_path, {FILE: FAULTY.replace("return 1", "return 7")})
+        )
+        assert verdicts(made) == {"1-guard": "refused"}
+        assert "LayerCommunicator.other is not as in" in reason(made)
+
+    def test_a_combination_that_no_release_has_is_refused(
+        self, register: Register, tmp_path: Path
+    ) -> None:
+        text = FIXED.replace("return 1", "return 0")
+        assert decided(register, tmp_path, text) == "refused"
+
+
+class TestVariants:
+    """Releases take different edits; unknown source takes the only one that matches."""
+
+    @pytest.fixture
+    def register(self, tmp_path: Path, upstream: Upstream) -> Register:
+        upstream.releases["1.2"] = {MODULE: dedented(FAULTY).replace("size = ", "count = size = ")}
+        edits = [
+            edit(releases="<1.2"),
+            edit(releases=">=1.2", find="count = size = batch.size", after="second\n"),
+        ]
+        return upstream.register(tmp_path / "patches", patch(edit=edits))
+
+    @pytest.mark.parametrize(
+        ("old", "added"), [("size", GUARD.split()[0]), ("count = size", "second")]
+    )
+    def test_the_fingerprint_chooses(
+        self, register: Register, tmp_path: Path, old: str, added: str
+    ) -> None:
+        text = FAULTY.replace("size = batch", f"{old} = batch")
+        made = plan(register, write_sglang(tmp_path, {FILE: text}))
+        assert verdicts(made) == {"1-guard": "apply"}
+        assert added in made.modules[MODULE].after.text
+
+    def test_unknown_source_takes_the_variant_that_matches(
+        self, register: Register, tmp_path: Path
+    ) -> None:
+        text = EDITED.replace("size = batch", "count = size = batch")
+        root = write_sglang(tmp_path, {FILE: text})
+        made = plan(register, root, SGLANG_COMMFIX_ALLOW_UNKNOWN="1")
+        assert "second" in made.modules[MODULE].after.text
+
+
+class TestPatchedOnDisk:
+    """A tree that was patched with an exported diff is recognised."""
+
+    def patched(self, register: Register, root: Path, *, select: str = "all") -> Path:
+        for module in plan(register, root, select).modules.values():
+            module.before.path.write_bytes(module.after.raw)
+        return root
+
+    def test_it_needs_nothing(self, register: Register, faulty: Path) -> None:
+        made = plan(register, self.patched(register, faulty))
+        assert verdicts(made) == {"1-guard": "not-needed"}
+        assert "patched already" in reason(made)
+        assert made.uninstall
+
+    def test_an_edit_on_top_is_refused(self, register: Register, faulty: Path) -> None:
+        file = self.patched(register, faulty) / "sglang" / FILE
+        file.write_text(file.read_text().replace("size > 0", "size > 1"))
+        assert verdicts(plan(register, faulty)) == {"1-guard": "refused"}
+
+    @pytest.mark.parametrize("select", ["1-guard", "2-more", "all"])
+    def test_patches_of_one_function_are_told_apart(
+        self, tmp_path: Path, upstream: Upstream, faulty: Path, select: str
+    ) -> None:
+        more = patch("2-more", edit=[edit(find="return size > 0", before="more()\n")])
+        register = upstream.register(tmp_path / "patches", patch(), more)
+        both = plan(register, faulty).modules[MODULE].after.text
+        made = plan(register, self.patched(register, faulty, select=select))
+        named = {"1-guard", "2-more"} if select == "all" else {select}
+        for name, verdict in verdicts(made).items():
+            assert verdict == ("not-needed" if name in named else "apply")
+        if made.modules:
+            assert made.modules[MODULE].after.text == both
+
+    def test_appended_code_has_to_be_there_too(
+        self, tmp_path: Path, upstream: Upstream, faulty: Path
+    ) -> None:
+        edits = [edit(), {"module": MODULE, "append": "helper.py"}]
+        register = upstream.register(
+            tmp_path / "patches", patch(edit=edits), helper="def helper():\n    return 1\n"
+        )
+        file = self.patched(register, faulty) / "sglang" / FILE
+        assert verdicts(plan(register, faulty)) == {"1-guard": "not-needed"}
+        file.write_text(file.read_text().replace("def helper", "def renamed"))
+        assert verdicts(plan(register, faulty)) == {"1-guard": "refused"}

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake import MODULE, Upstream, edit, patch
+
+from sglang_commfix.errors import RegisterError
+from sglang_commfix.register import load_folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "magic"}, "kind 'magic' is none of correctness, stability"),
+        ({"affected": "all of them"}, "Invalid specifier"),
+        ({"requires": ["9-absent"]}, "names 9-absent, which is not in patches/"),
+        ({"conflicts": ["9-absent"]}, "names 9-absent, which is not in patches/"),
+        ({"edit": [edit(find="x", replace="y", after="z")]}, "an edit has exactly one of"),
+        ({"edit": [{"module": MODULE, "scope": "f", "find": "x"}]}, "an edit has exactly one of"),
+        ({"edit": [{"module": MODULE, "find": "x", "after": "y"}]}, "append goes with a module"),
+        ({"edit": [{"module": MODULE, "append": "absent.py"}]}, "No such file"),
+        ({"edit": [edit(after="def (:")]}, "invalid syntax"),
+        ({"edit": [edit(after="x = 'é'")]}, "not ASCII"),
+        ({"edit": [{"scope": "f", "find": "x", "after": "y"}]}, "'module' is missing"),
+    ],
+)
+def test_a_faulty_entry_is_named_with_its_fault(
+    tmp_path: Path, upstream: Upstream, changes: dict[str, Any], message: str
+) -> None:
+    data = patch(**changes)
+    try:
+        upstream.register(tmp_path, data)
+    except RegisterError as error:
+        assert "1-guard" in str(error)
+        assert message in str(error)
+    except KeyError:  # the helper that writes the fingerprints needs what is missing
+        with pytest.raises(RegisterError, match=message):
+            load_folder(tmp_path)
+    else:
+        pytest.fail("the entry was accepted")
+
+
+def test_a_text_for_people_may_not_be_missing(tmp_path: Path, upstream: Upstream) -> None:
+    data = patch()
+    del data["symptom"]
+    with pytest.raises(RegisterError, match="'symptom' is missing"):
+        upstream.register(tmp_path, data)
+
+
+def test_an_id_is_the_name_of_its_folder(tmp_path: Path, upstream: Upstream) -> None:
+    upstream.register(tmp_path)
+    (tmp_path / "1-guard").rename(tmp_path / "1-other")
+    with pytest.raises(RegisterError, match="'1-guard' is not the folder's name"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ('{"m:f": [["1.0", "1.1", "a"]]}', "does not cover every release"),
+        ('{"m:f": [["1.0", "1.1", "a"], ["1.3", "1.3", "b"]]}', "1.3 does not follow"),
+        ('{"m:f": [["1.0", "7.7", "a"]]}', "'7.7' is not in list|is not in tuple|not in list"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_fingerprints_cover_every_release(
+    tmp_path: Path, upstream: Upstream, runs: str, message: str
+) -> None:
+    upstream.register(tmp_path)
+    (tmp_path / "1-guard" / "fingerprints.json").write_text(runs)
+    with pytest.raises(RegisterError, match=message):
+        load_folder(tmp_path)
+
+
+def test_an_empty_folder_is_a_damaged_installation(tmp_path: Path) -> None:
+    with pytest.raises(RegisterError, match="reinstall sglang-commfix"):
+        load_folder(tmp_path)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from fake import Upstream, edit, patch
+
+from sglang_commfix.errors import SettingsError
+from sglang_commfix.register import Register
+from sglang_commfix.settings import Settings, parse_selection
+
+
+@pytest.fixture
+def register(tmp_path: Path, upstream: Upstream) -> Register:
+    where = [edit(scope="LayerCommunicator.other", find="return 1", before="pass")]
+    return upstream.register(
+        tmp_path / "patches",
+        patch("1-right", kind="correctness"),
+        patch("1-steady", kind="stability"),
+        patch("2-fast", kind="performance", edit=where),
+        patch("3-new", kind="feature", edit=where, requires=["2-fast"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("", ""),
+        ("0", ""),
+        (" OFF ", ""),
+        (",", ""),
+        ("1", "1-right 1-steady"),
+        ("on", "1-right 1-steady"),
+        ("ON,", "1-right 1-steady"),
+        ("all", "1-right 1-steady 2-fast 3-new"),
+        ("2", "2-fast"),
+        ("#2", "2-fast"),
+        ("2-FAST", "2-fast"),
+        ("1-right, 2", "1-right 2-fast"),
+        ("all,-1", "2-fast 3-new"),
+        ("-1-steady", "1-right"),
+        ("-1-steady,all", "1-right 2-fast 3-new"),
+        ("on,2", "1-right 1-steady 2-fast"),
+        ("3", "2-fast 3-new"),
+        ("3,-2", "3-new"),
+    ],
+)
+def test_words_select_patches(register: Register, value: str, expected: str) -> None:
+    assert parse_selection(value, register)[0] == set(expected.split())
+
+
+@pytest.mark.parametrize(
+    "value", ["yes", "24785", "1-right;2", "-", "off,1", "0,all", "1,2-slow", "--1"]
+)
+def test_an_unknown_word_is_named_beside_the_known_ones(register: Register, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_selection(value, register)
+    message = str(caught.value)
+    assert message.startswith(f"SGLANG_COMMFIX={value!r}: ")
+    assert "Known are: 0, off, 1, on, all, 1-right, 1-steady, 2-fast, 3-new, 1, 2, 3" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("SGLANG_COMMFIX_STRICT", "maybe", "is neither 0 or off nor 1 or on"),
+        ("SGLANG_COMMFIX_ALLOW_UNKNOWN", "1-right,9", "'9' is unknown"),
+        ("SGLANG_COMMFIX_LOG", "loud", "is none of DEBUG, INFO, WARNING"),
+    ],
+)
+def test_every_other_variable_is_checked_too(
+    register: Register, name: str, value: str, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}='{value}'.*{message}"):
+        Settings.from_environment(register, "1", {name: value})
+
+
+def test_variables_are_read_with_their_defaults(register: Register) -> None:
+    settings = Settings.from_environment(register, environ={})
+    assert not settings.selected
+    assert not settings.strict
+    assert settings.log_level == logging.INFO
+    settings = Settings.from_environment(
+        register,
+        environ={
+            "SGLANG_COMMFIX": " 1 ",
+            "SGLANG_COMMFIX_STRICT": "On",
+            "SGLANG_COMMFIX_ALLOW_UNKNOWN": "2-fast, 1",
+            "SGLANG_COMMFIX_LOG": "debug",
+        },
+    )
+    assert settings.select == "1"
+    assert settings.strict
+    assert settings.allow_unknown == {"1-right", "1-steady", "2-fast"}
+    assert settings.log_level == logging.DEBUG

@@ -1,0 +1,162 @@
+"""A small stand-in for sglang and for the register, for corner cases that no release shows."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sglang_commfix.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.installed import Sglang
+from sglang_commfix.plan import Plan, make_plan
+from sglang_commfix.register import Register, load_folder
+from sglang_commfix.settings import Settings
+from sglang_commfix.source import Source
+
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODULE = "sglang.srt.layers.communicator"
+FILE = "srt/layers/communicator.py"
+
+FAULTY = '''
+"""A module."""
+import os
+
+
+class LayerCommunicator:
+    """A class."""
+
+    def should_fuse(self, batch):
+        """A method."""
+        size = batch.size  # tokens
+        return size > 0
+
+    def other(self):
+        return 1
+'''
+FIXED = FAULTY.replace(
+    "        return size > 0",
+    "        if self.scattered is True:\n            return False\n        return size > 0",
+)
+
+TEXTS = dict.fromkeys(("title", "symptom", "cause", "hits", "change", "drop"), "text")
+GUARD = "if self.scattered:\n    return False\n"
+
+
+def dedented(text: str) -> str:
+    return textwrap.dedent(text).lstrip("\n")
+
+
+def write_sglang(root: Path, files: dict[str, str | bytes], version: str = "1.1") -> Path:
+    """Write an sglang package below ``root``; return the folder that contains it."""
+    package = root / "sglang"
+    (package / "srt").mkdir(parents=True, exist_ok=True)
+    for folder in (package, package / "srt"):
+        (folder / "__init__.py").touch()
+    (package / "version.py").write_text(f'__version__ = "{version}"\n')
+    for name, text in files.items():
+        file = package / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (file.parent / "__init__.py").touch()
+        if isinstance(text, bytes):
+            file.write_bytes(text)
+        else:
+            file.write_text(dedented(text), newline="")
+    return root
+
+
+def edit(**changes: Any) -> dict[str, Any]:
+    """An edit that adds :data:`GUARD` to ``LayerCommunicator.should_fuse``."""
+    base = {"module": MODULE, "scope": "LayerCommunicator.should_fuse"}
+    if not {"append", "replace", "before", "find"} & changes.keys():
+        base |= {"find": "size = batch.size", "after": GUARD}
+    return base | changes
+
+
+def patch(name: str = "1-guard", **changes: Any) -> dict[str, Any]:
+    """A patch for releases 1.1 and 1.2 of the stand-in."""
+    base: dict[str, Any] = {
+        "id": name,
+        "pr": int(name.split("-")[0]),
+        "kind": "correctness",
+        "affected": ">=1.1,<1.3",
+        "fixed_in": "1.3",
+        "links": [],
+        "edit": [edit()],
+    }
+    return TEXTS | base | changes
+
+
+@dataclass
+class Upstream:
+    """The releases that a fake register knows: for each, the files that its fingerprints are of."""
+
+    releases: dict[str, dict[str, str]] = field(
+        default_factory=lambda: {
+            "1.0": {MODULE: "x = 1\n"},
+            "1.1": {MODULE: dedented(FAULTY)},
+            "1.2": {MODULE: dedented(FAULTY)},
+            "1.3": {MODULE: dedented(FIXED)},
+        }
+    )
+
+    def fingerprint(self, release: str, module: str, scope: str) -> str | None:
+        text = self.releases[release].get(module)
+        if text is None:
+            return None
+        node = find_scope(parse(Source.from_bytes(module, text.encode())), scope)  # type: ignore[arg-type]
+        return None if node is None else fingerprint(node)
+
+    def register(self, folder: Path, *patches: dict[str, Any], **files: str) -> Register:
+        """Write and load a register; ``files`` are put beside each ``patch.toml``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "releases.json").write_text(json.dumps(list(self.releases)))
+        for data in patches or (patch(),):
+            own = folder / data["id"]
+            own.mkdir(exist_ok=True)
+            for name, text in files.items():
+                (own / f"{name}.py").write_text(text)
+            (own / "patch.toml").write_text(toml(data))
+            targets = [e for e in [*data["edit"], *data.get("witness", ())] if e.get("scope")]
+            table = {
+                f"{t['module']}:{t['scope']}": [
+                    [release, release, self.fingerprint(release, t["module"], t["scope"])]
+                    for release in self.releases
+                ]
+                for t in targets
+            }
+            (own / "fingerprints.json").write_text(json.dumps(table))
+        return load_folder(folder)
+
+
+def toml(data: dict[str, Any]) -> str:
+    """Write the few kinds of value that ``patch.toml`` has."""
+    plain = {key: value for key, value in data.items() if not _is_tables(value)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    for key, value in data.items():
+        if _is_tables(value):
+            for table in value:
+                lines.append(f"[[{key}]]")
+                lines += [f"{name} = {json.dumps(item)}" for name, item in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _is_tables(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def plan(register: Register, root: Path, select: str = "all", **environ: str) -> Plan:
+    """Plan for the sglang below ``root``."""
+    settings = Settings.from_environment(register, select, environ)
+    return make_plan(register, Sglang.at(root / "sglang"), settings)
+
+
+def verdicts(made: Plan) -> dict[str, str]:
+    return {decision.patch.id: decision.verdict for decision in made.decisions}
+
+
+def reason(made: Plan, name: str = "1-guard") -> str:
+    return next(d.reason for d in made.decisions if d.patch.id == name)

@@ -1,0 +1,122 @@
+"""The register against every published release from 0.5.1 on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import patch_table
+import pytest
+from conftest import RELEASES, released
+from packaging.version import Version
+
+from sglang_commfix.cli import main
+from sglang_commfix.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.installed import Sglang
+from sglang_commfix.plan import Plan, make_plan
+from sglang_commfix.register import Target, load
+from sglang_commfix.settings import Settings
+
+
+pytestmark = pytest.mark.releases
+
+IDS = [patch.id for patch in load().patches]
+AFFECTED = {
+    patch.id: [r for r in RELEASES if patch.affected.contains(r, True)] for patch in load().patches
+}
+SOME = ["0.5.1", "0.5.6.post2", "0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1"]
+
+
+def plan_for(release: str, select: str = "all") -> Plan:
+    settings = Settings.from_environment(load(), select, {})
+    return make_plan(load(), Sglang.at(released(release) / "sglang"), settings)
+
+
+def test_the_register_knows_every_release_in_order() -> None:
+    assert len(RELEASES) >= 42
+    assert sorted(RELEASES, key=Version) == RELEASES
+    assert {"0.5.1", "0.5.3.post3", "0.5.12.post1", "0.5.23"} <= set(RELEASES)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_release_is_decided_as_its_version_says(release: str) -> None:
+    plan = plan_for(release)
+    assert plan.sglang.version == release
+    for decision in plan.decisions:
+        expected = "apply" if release in AFFECTED[decision.patch.id] else "not-needed"
+        assert decision.verdict == expected, decision.reason
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_fingerprints_on_record_are_those_of_the_release(release: str) -> None:
+    sglang = Sglang.at(released(release) / "sglang")
+    for patch in load().patches:
+        for target, values in patch.fingerprints.targets.items():
+            assert values[RELEASES.index(release)] == sglang.fingerprint(target)
+
+
+def test_no_affected_release_looks_like_one_that_is_not() -> None:
+    for patch in load().patches:
+        for release in AFFECTED[patch.id]:
+            index = RELEASES.index(release)
+            found = {t: values[index] for t, values in patch.fingerprints.targets.items()}
+            alike = patch.fingerprints.releases_with(found)
+            assert set(alike) <= set(AFFECTED[patch.id])
+            assert len({patch.edits_for(one) for one in alike}) == 1
+
+
+@pytest.mark.parametrize("release", SOME)
+def test_any_selection_can_be_applied(release: str) -> None:
+    for count in range(1, len(IDS) + 1):
+        for ids in itertools.combinations(IDS, count):
+            plan = plan_for(release, ",".join(ids))
+            assert not plan.having("refused")
+            applied = {decision.patch.id for decision in plan.having("apply")}
+            assert applied == {name for name in ids if release in AFFECTED[name]}
+
+
+@pytest.mark.parametrize(
+    ("patch", "scope", "fixed"),
+    [
+        ("24785-sum-len-contract", "should_use_reduce_scatter", "0.5.12"),
+        ("19918-scattered-mlp-fusion", "should_fuse_mlp_allreduce_with_next_layer", "0.5.13"),
+    ],
+)
+def test_the_last_affected_release_becomes_what_upstream_published_next(
+    patch: str, scope: str, fixed: str
+) -> None:
+    target = Target("sglang.srt.layers.communicator", f"LayerCommunicator.{scope}")
+    plan = plan_for(AFFECTED[patch][-1], patch)
+    patched = find_scope(parse(plan.modules[target.module].after), target.scope)
+    assert patched is not None
+    upstream = Sglang.at(released(fixed) / "sglang").fingerprint(target)
+    assert fingerprint(patched) == upstream
+
+
+@pytest.mark.parametrize("tool", [["patch", "-p1", "--fuzz=0", "-i"], ["git", "apply", "--verbose"]])
+@pytest.mark.parametrize("release", SOME)
+def test_an_exported_diff_turns_the_files_into_what_the_loader_runs(
+    release: str, tool: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = tmp_path / "site"
+    shutil.copytree(released(release), tree)
+    plan = plan_for(release)
+    diff = tmp_path / "fixes.patch"
+    assert main(["export", "--select", "all", "--sglang-path", str(tree), "-o", str(diff)]) == 0
+    subprocess.run([*tool, str(diff)], cwd=tree, check=True, capture_output=True)
+    for module in plan.modules.values():
+        file = tree / module.before.path.relative_to(plan.sglang.root)
+        assert file.read_bytes() == module.after.raw
+    capsys.readouterr()
+    assert main(["status", "--json", "--select", "all", "--sglang-path", str(tree)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {patch["decision"] for patch in report["patches"]} == {"not-needed"}
+    assert report["uninstall"]
+
+
+def test_the_table_in_the_register_is_current() -> None:
+    written = (Path(__file__).parents[2] / "patches" / "README.md").read_text()
+    assert written == patch_table.render(load())
