@@ -57,9 +57,10 @@ class Session:
             spec = spec or find_elsewhere("sglang", None, None, skip=[startup])
             if spec is None:
                 return False
-            self.plan = make_plan(load(), from_spec(spec), settings)
-            self.finder = PatchFinder(self.plan.modules, self.announce)
-            self._watch()
+            plan = make_plan(load(), from_spec(spec), settings)
+            self._watch(plan)
+            self.plan = plan
+            self.finder = PatchFinder(plan.modules, self.announce)
         except CommfixError as error:
             self._fail(f"{error}. Nothing is applied")
         except Exception as error:  # noqa: BLE001 - a guest must not break the host
@@ -69,13 +70,12 @@ class Session:
             )
         return True
 
-    def _watch(self) -> None:
-        """Have every module of the plan checked right after its import."""
+    def _watch(self, plan: Plan) -> None:
+        """Have every module of ``plan`` checked right after its import."""
         from wrapt import register_post_import_hook
 
-        if self.plan is not None:
-            for name in self.plan.modules:
-                register_post_import_hook(self.verify, name)
+        for name in plan.modules:
+            register_post_import_hook(self.verify, name)
 
     def verify(self, module: ModuleType) -> None:
         """Check that ``module`` runs the text of the plan; say so if another hook took it over."""
