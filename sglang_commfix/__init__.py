@@ -53,10 +53,23 @@ class StartupFinder:
             # Once sglang is in, unpatched, the gate has been read for the life of this process.
             self.closed = "sglang" in sys.modules
             return None
-        from sglang_commfix import session
-
+        try:
+            from sglang_commfix import session
+        except Exception as error:  # noqa: BLE001 - a guest must not break the host
+            self._give_up(error)
+            return None
         finder = session.start(self)
         return None if finder is None else finder.find_spec(name, path, target)
+
+    def _give_up(self, error: Exception) -> None:
+        """Say that this package is damaged; under strict, end the process."""
+        sys.stderr.write(
+            f"sglang-commfix: the installation is damaged ({type(error).__name__}: {error}). "
+            "Nothing is applied: reinstall sglang-commfix\n"
+        )
+        if os.environ.get("SGLANG_COMMFIX_STRICT", "").strip().lower() not in {"", "0", "off"}:
+            raise SystemExit(78) from error
+        self.closed = True
 
 
 _FINDER = StartupFinder()

@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from wrapt import notify_module_loaded
+
 from sglang_commfix import log
 
 
@@ -46,8 +48,10 @@ class PatchFinder:
     """Finds the modules of a plan, as the other finders do, with a loader that runs the new text.
 
     Other import hooks keep working on either side of this one. A hook that asks the whole of
-    ``sys.meta_path`` again from inside its own ``find_spec`` (wrapt does) meets this finder a
-    second time, and gets the patched spec there, below its own loader.
+    ``sys.meta_path`` again from inside its own ``find_spec`` meets this finder a second time, and
+    gets the patched spec there, below its own loader. wrapt's finder is passed over, and its
+    post-import hooks are called by the patched loader: a third hook that assigns to a method of
+    the loader it is given would otherwise assign through wrapt's proxy, and recurse for ever.
     """
 
     def __init__(
@@ -72,7 +76,8 @@ class PatchFinder:
             return None
         asked[name] = depth + 1
         try:
-            spec = find_elsewhere(name, path, target, skip=[self])
+            hooks = [f for f in sys.meta_path if type(f).__module__ == "wrapt.importer"]
+            spec = find_elsewhere(name, path, target, skip=[self, *hooks])
         finally:
             asked[name] = depth
         if spec is None or spec.loader is None:
@@ -129,6 +134,7 @@ class PatchedLoader:
         self._show_in_linecache()
         module.__dict__[MARK] = tuple(self._rewritten.lines)
         exec(code, module.__dict__)  # noqa: S102 - this is what a loader does
+        notify_module_loaded(module)
 
     def get_code(self, _name: str) -> CodeType:
         """Compile the edited text, under a file name that says so."""

@@ -11,6 +11,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
+from wrapt import register_post_import_hook
+
 import sglang_commfix
 from sglang_commfix import log
 from sglang_commfix.errors import CommfixError
@@ -43,6 +45,7 @@ class Session:
         self.failure: str | None = None
         self.finder: PatchFinder | None = None
         self._strict = True  # until the setting has been read
+        self._unverified: set[str] = set()
         self._announced = False
         self._ended = False
 
@@ -58,9 +61,11 @@ class Session:
             if spec is None:
                 return False
             plan = make_plan(load(), from_spec(spec), settings)
-            self._watch(plan)
+            for name in plan.modules:
+                register_post_import_hook(self.verify, name)
             self.plan = plan
-            self.finder = PatchFinder(plan.modules, self.announce)
+            self._unverified = set(plan.modules)
+            self.finder = PatchFinder(plan.modules, self.watch)
         except CommfixError as error:
             self._fail(f"{error}. Nothing is applied")
         except Exception as error:  # noqa: BLE001 - a guest must not break the host
@@ -70,17 +75,11 @@ class Session:
             )
         return True
 
-    def _watch(self, plan: Plan) -> None:
-        """Have every module of ``plan`` checked right after its import."""
-        from wrapt import register_post_import_hook
-
-        for name in plan.modules:
-            register_post_import_hook(self.verify, name)
-
     def verify(self, module: ModuleType) -> None:
         """Check that ``module`` runs the text of the plan; say so if another hook took it over."""
         if self.plan is None or module.__name__ not in self.plan.modules:
             return
+        self._unverified.discard(module.__name__)
         expected = tuple(self.plan.modules[module.__name__].lines)
         if module.__dict__.get(MARK) == expected:
             log.logger().debug("%s runs with %s", module.__name__, ", ".join(expected))
@@ -92,10 +91,22 @@ class Session:
             "or export the patches with `sglang-commfix export` and apply them to the files"
         )
 
-    def announce(self) -> None:
-        """Log what was decided, once, when sglang's runtime is imported."""
+    def watch(self) -> None:
+        """Say what was decided, once, and check what has been imported since the last call.
+
+        Called whenever a module of sglang's runtime is about to be imported. A hook in front of
+        all others can take over a module without this package, or wrapt, hearing of it; the next
+        import shows.
+        """
         if self._ended:
             end_process()
+        self._announce()
+        for name in list(self._unverified):
+            module = sys.modules.get(name)
+            if module is not None and not getattr(module.__spec__, "_initializing", False):
+                self.verify(module)
+
+    def _announce(self) -> None:
         if self._announced or self.plan is None:
             return
         self._announced = True
@@ -154,7 +165,7 @@ def start(startup: sglang_commfix.StartupFinder) -> PatchFinder | None:
     global _current  # noqa: PLW0603 - one session for each process is what is meant
     with _LOCK:
         if _current is not None:
-            _current.announce()  # only here again if it is to end the process
+            _current.watch()  # only here again if it is to end the process
             return _current.finder
         session = Session()
         try:

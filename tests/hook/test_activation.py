@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 import packaging
@@ -333,12 +334,25 @@ class TestFailuresOfOurOwn:
         assert len(result.stderr.splitlines()) == 1
         assert "patch.toml" in result.stderr
 
-    def test_an_unforeseen_error_leaves_sglang_as_installed(self, site: Site) -> None:
+    def test_a_missing_dependency_leaves_sglang_as_installed(self, site: Site) -> None:
         (site.root / "wrapt.py").write_text("")
         result = site.run(SHOW)
         assert result.stdout == FAULTY
         assert len(result.stderr.splitlines()) == 1
-        assert "an error of its own, ImportError" in result.stderr
+        assert "the installation is damaged (ImportError: cannot import name" in result.stderr
+        result = site.run(SHOW, check=False, SGLANG_COMMFIX_STRICT="1")
+        assert (result.returncode, result.stdout) == (78, "")
+
+    def test_an_unforeseen_error_leaves_sglang_as_installed(self, site: Site) -> None:
+        code = """
+        import sglang_commfix.session as session
+        def fail(*arguments): raise ZeroDivisionError("unforeseen")
+        session.make_plan = fail
+        """
+        result = site.run(textwrap.dedent(code) + SHOW)
+        assert result.stdout == FAULTY
+        assert len(result.stderr.splitlines()) == 1
+        assert "an error of its own, ZeroDivisionError: unforeseen" in result.stderr
 
     def test_a_folder_in_the_way_of_sglang_is_named(self, site: Site, tmp_path: Path) -> None:
         (tmp_path / "sglang").mkdir()

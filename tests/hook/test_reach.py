@@ -1,0 +1,144 @@
+"""Where the ``.pth`` file is not read: the plugin entry point, and ``sglang-commfix run``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import packaging
+import pytest
+from fake import FILE
+from processes import Site
+
+import sglang_commfix
+
+
+SHOW = "from sglang.srt.layers import communicator as c; print(hasattr(c, '__commfix__'))"
+VERIFY = (
+    "import sglang.srt.layers.communicator\nfrom sglang_commfix.plugin import verify\nverify()\n"
+)
+SHIM = Path(sglang_commfix.__file__).parent / "shim"
+# What a `pip install --target` gives: packages on PYTHONPATH, and no file read at start.
+PACKAGES = [str(Path(m.__file__).parents[1]) for m in (sglang_commfix, packaging)]  # type: ignore[arg-type]
+WITHOUT_SITE = f"import sys; sys.path += {PACKAGES!r}\n"
+
+
+class TestPlugin:
+    def test_it_is_silent_where_all_is_well(self, site: Site) -> None:
+        assert len(site.run(VERIFY).stderr.splitlines()) == 1
+        assert site.run(VERIFY, select=None).stderr == ""
+
+    def test_it_says_loudly_that_the_hook_did_not_run(self, site: Site) -> None:
+        result = site.run(WITHOUT_SITE + VERIFY, "-S")
+        assert (
+            "ERROR sglang-commfix: SGLANG_COMMFIX=1 is set, but NOTHING IS PATCHED" in result.stderr
+        )
+        assert "sglang-commfix run -- COMMAND" in result.stderr
+
+    @pytest.mark.parametrize("strict", ["1", "nonsense"])
+    def test_under_strict_it_ends_the_process(self, site: Site, strict: str) -> None:
+        result = site.run(WITHOUT_SITE + VERIFY, "-S", check=False, SGLANG_COMMFIX_STRICT=strict)
+        assert result.returncode == 78
+
+    def test_it_says_which_module_runs_unpatched(self, site: Site) -> None:
+        code = "import sglang.srt.layers.communicator as c\ndel c.__commfix__\n"
+        result = site.run(code + VERIFY)
+        assert "sglang.srt.layers.communicator runs UNPATCHED" in result.stderr
+
+    def test_sglang_finds_it_by_its_entry_point(self) -> None:
+        from importlib.metadata import entry_points
+
+        (entry,) = (
+            e for e in entry_points(group="sglang.srt.plugins") if e.name == "sglang_commfix"
+        )
+        assert entry.value == "sglang_commfix.plugin:verify"
+
+
+class TestRun:
+    def command(self, site: Site, *words: str, **options: object) -> str:
+        command = [sys.executable, "-m", "sglang_commfix", "run", "--", *words]
+        return site.command(command, **options).stdout  # type: ignore[arg-type]
+
+    def test_a_python_without_pth_files_is_reached(self, site: Site) -> None:
+        """As a fresh interpreter sees it whose site-packages do not hold this package."""
+        bare = [sys.executable, "-I", "-S", "-c"]
+        code = f"""
+import os, sys
+sys.path += {PACKAGES!r}
+os.environ["PYTHONPATH"] = os.pathsep.join({PACKAGES!r} + [{str(site.root)!r}])
+from sglang_commfix.launcher import add_shim
+add_shim(os.environ)
+os.execv(sys.executable, [sys.executable, "-c", {SHOW!r}])
+"""
+        result = site.command([*bare, code])
+        assert result.stdout == "True\n"
+
+    def test_it_sets_the_variable_unless_it_is_set(self, site: Site) -> None:
+        assert self.command(site, sys.executable, "-c", SHOW, select=None) == "True\n"
+        assert self.command(site, sys.executable, "-c", SHOW, select="0") == "False\n"
+
+    def test_the_hidden_sitecustomize_runs_as_well(self, site: Site) -> None:
+        file = site.root / "sitecustomize.py"
+        file.write_text(file.read_text() + "\nprint('theirs', __name__)\n")
+        out = self.command(site, sys.executable, "-c", SHOW)
+        assert out.splitlines()[-2:] == ["theirs sitecustomize", "True"]
+
+    def test_the_exit_status_is_the_commands(self, site: Site) -> None:
+        words = [sys.executable, "-m", "sglang_commfix", "run", sys.executable, "-c", "exit(7)"]
+        assert site.command(words, check=False).returncode == 7
+
+    def test_a_python_that_runs_no_hook_is_refused(self, site: Site) -> None:
+        for option in ("-S", "-IS", "-uS"):
+            words = [sys.executable, "-m", "sglang_commfix", "run", "--", "python3", option, "x.py"]
+            result = site.command(words, check=False)
+            assert result.returncode == 2
+            assert f"python3 {option} keeps Python from running any start-up hook" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("words", "status", "message"),
+        [
+            ([], 2, "run needs a command"),
+            (["--"], 2, "run needs a command"),
+            (["--", "no-such-command"], 1, "no-such-command cannot be started: No such file"),
+        ],
+    )
+    def test_a_command_that_cannot_be_run_is_one_clear_line(
+        self, site: Site, words: list[str], status: int, message: str
+    ) -> None:
+        result = site.command([sys.executable, "-m", "sglang_commfix", "run", *words], check=False)
+        assert result.returncode == status
+        assert len(result.stderr.splitlines()) == 1
+        assert message in result.stderr
+
+    def test_a_python_that_lacks_the_package_says_so_and_runs_on(self, site: Site) -> None:
+        environ = {"PYTHONPATH": os.pathsep.join([str(SHIM), str(site.root)])}
+        code = "import sys; sys.path[:] = [p for p in sys.path if 'commfix' not in p]; print(1)"
+        lacking = site.root / "sglang_commfix"
+        lacking.mkdir()
+        (lacking / "__init__.py").write_text("raise ImportError('not here')")
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"""
+import os, subprocess, sys
+os.environ["PYTHONPATH"] = {os.pathsep.join([str(SHIM), str(site.root)])!r}
+subprocess.run([sys.executable, "-c", {code!r}])
+""",
+        ]
+        result = site.command(command, **environ)
+        assert result.stdout == "1\n"
+        assert "cannot import sglang_commfix (not here); sglang runs as installed" in result.stderr
+
+
+def test_status_always_tells_whether_the_hook_runs(site: Site) -> None:
+    words = ["-m", "sglang_commfix", "status"]
+    assert "the start-up hook runs" in site.command([sys.executable, *words]).stdout
+    code = WITHOUT_SITE + f"exec(open({str(site.root / 'sitecustomize.py')!r}).read())\n"
+    code += "from sglang_commfix.cli import main; main(['status'])"
+    out = site.run(code, "-S").stdout
+    assert "THE START-UP HOOK DOES NOT RUN" in out
+    assert "WARNING: the start-up hook did not run in this Python" in out
+    assert FILE in out
