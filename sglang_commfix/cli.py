@@ -1,6 +1,7 @@
 """The command ``sglang-commfix``.
 
-Exit status: 0 fine, 1 a selected patch would be refused, 2 usage, 3 no sglang found.
+Exit status: 0 fine, 1 a selected patch would be refused or would not reach sglang, 2 usage,
+3 no sglang found.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sglang-commfix",
         description="Upstream communication fixes for the installed sglang.",
-        epilog="exit status: 0 fine, 1 a selected patch would be refused, 2 usage, "
-        "3 no sglang found",
+        epilog="exit status: 0 fine, 1 a selected patch would be refused or would not reach "
+        "sglang, 2 usage, 3 no sglang found",
     )
     parser.add_argument("--version", action="version", version=sglang_commfix.__version__)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -121,7 +122,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print(json.dumps(report.as_dict(), indent=2))
     else:
         print(_status_text(report))
-    return REFUSED if report.refused() else OK
+    return REFUSED if report.problem else OK
 
 
 def _status_text(report: Report) -> str:
@@ -130,8 +131,12 @@ def _status_text(report: Report) -> str:
         "--select": f"as with {SELECT}={report.select}",
         "default": f"{SELECT} is not set: nothing is applied. Shown is what {SELECT}=1 would do",
     }[report.select_from]
-    hook = "the start-up hook runs" if report.hook else "THE START-UP HOOK DOES NOT RUN"
-    lines = [f"sglang {report.sglang.version} at {report.sglang.path}", f"{origin}; {hook}"]
+    hook = {
+        True: "; the start-up hook runs",
+        False: "; THE START-UP HOOK DOES NOT RUN",
+        None: "",
+    }[report.hook]
+    lines = [f"sglang {report.sglang.version} at {report.sglang.path}", f"{origin}{hook}"]
     for patch in report.patches:
         lines += ["", *_patch_text(patch)]
     lines += ["", *(f"WARNING: {warning}" for warning in report.warnings)]
@@ -144,7 +149,7 @@ def _patch_text(patch: PatchReport) -> list[str]:
     lines = [
         f"{patch.decision:<10}  {patch.id}  ({pr}{patch.kind}, fixed in {patch.fixed_in})",
         f"    {patch.title}",
-        *textwrap.wrap(patch.reason, 96, initial_indent="    ", subsequent_indent="    "),
+        *_wrapped(patch.reason),
     ]
     for edit in patch.edits:
         line = "" if edit.line is None else f":{edit.line}"
@@ -155,6 +160,18 @@ def _patch_text(patch: PatchReport) -> list[str]:
             found = "absent" if edit.fingerprint is None else f"{edit.fingerprint}, as in {known}"
         lines.append(f"      {edit.file}{line}  {what}{found}".rstrip())
     return lines
+
+
+def _wrapped(text: str) -> list[str]:
+    """Wrap at spaces alone: what is to be pasted into a shell stays whole."""
+    return textwrap.wrap(
+        text,
+        96,
+        initial_indent="    ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _advice(report: Report) -> str:
@@ -176,6 +193,10 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     """Make the plan for ``diff`` and ``export``: patches named on the command line count alone."""
     if arguments.patches and arguments.select is not None:
         raise SettingsError("--select and PATCH both say what to apply: give one of them")
+    register = load()
+    for word in arguments.patches:
+        if not register.matching(word.lower()):
+            raise SettingsError(f"{word!r} is unknown. Known are: {register.words}")
     select = ",".join(arguments.patches) or arguments.select
     return embed.current_plan(arguments.sglang_path, select)
 
@@ -189,18 +210,20 @@ def _diff(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments)
     status = _tell(plan)
-    if status == OK:
+    ids = ", ".join(decision.patch.id for decision in plan.having("apply"))
+    if status == REFUSED:
+        print(f"{arguments.output} is not written", file=sys.stderr)
+    elif not ids:
+        print(f"nothing is needed here: {arguments.output} is not written", file=sys.stderr)
+    else:
         try:
             arguments.output.write_bytes(unified_diff(plan))
         except OSError as error:
             raise SettingsError(
                 f"{arguments.output} cannot be written: {error.strerror}"
             ) from error
-        print(
-            f"{arguments.output}: {len(plan.having('apply'))} patches for sglang "
-            f"{plan.sglang.version}; apply with: patch -p1 -d {plan.sglang.root} < "
-            f"{arguments.output}"
-        )
+        print(f"{arguments.output}: {ids} for sglang {plan.sglang.version}")
+        print(f"apply with: patch -p1 -d {plan.sglang.root} < {arguments.output}")
     return status
 
 
@@ -231,7 +254,7 @@ def _explained(patch: Patch) -> dict[str, object]:
         "pr": patch.pr,
         "kind": patch.kind,
         "title": patch.title,
-        "affected": str(patch.affected),
+        "affected": patch.range,
         "fixed_in": patch.fixed_in,
         "links": list(patch.links),
         "edits": sorted({str(edit.target) for edit in patch.edits}),
@@ -241,7 +264,7 @@ def _explained(patch: Patch) -> dict[str, object]:
 
 def _explanation(patch: Patch) -> str:
     lines = [f"{patch.id}  ({patch.kind})", patch.title, ""]
-    lines += [f"Affected: sglang {patch.affected}    Fixed in: {patch.fixed_in}"]
+    lines += [f"Affected: sglang {patch.range}    Fixed in: {patch.fixed_in}"]
     for heading, name in _TEXTS:
         lines += ["", heading, textwrap.indent(getattr(patch, name), "    ")]
     lines += ["", "Upstream", *(f"    {link}" for link in patch.links)]

@@ -55,8 +55,8 @@ def status(sglang_path: str | Path | None = None, select: str | None = None) -> 
     if select is None and not in_environment:
         select_from = "default"
     warnings = []
-    hook = sglang_commfix.hooked()
-    if not hook:
+    hook = sglang_commfix.hooked() if sglang_path is None else None
+    if hook is False:
         warnings.append(NOT_HOOKED)
     shadow = shadowed_by() if sglang_path is None else None
     if shadow is not None and shadow.resolve() != plan.sglang.path.resolve():

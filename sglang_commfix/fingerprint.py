@@ -31,7 +31,7 @@ def parse(source: Source) -> ast.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are sglang's, and its own import shows them
-            return ast.parse(source.text)
+            return ast.parse(source.text, source.path.name)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise SourceError(f"{source.path} cannot be parsed: {error}") from error
 

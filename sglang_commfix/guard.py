@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from packaging.version import Version
 
+from sglang_commfix import __version__
 from sglang_commfix.errors import AnchorError, SourceError
 from sglang_commfix.fingerprint import find_scope, fingerprint, parse
 from sglang_commfix.rewrite import Place, find_anchor, find_results, take_out
@@ -75,7 +76,28 @@ class _Guard:
                 found[target] = self.sglang.fingerprint(target)
         except SourceError as error:
             return Decision(patch, "refused", f"{error}. Reinstall sglang", found)
-        return self._known(patch, found) or self._unknown(patch, found, allow_unknown)
+        decision = self._absent(patch, found) or self._known(patch, found)
+        return decision or self._unknown(patch, found, allow_unknown)
+
+    def _absent(self, patch: Patch, found: Mapping[Target, str | None]) -> Decision | None:
+        """Decide if this sglang has nothing of what the patch would edit.
+
+        Nothing is left to be done then, whatever became of the witnesses; unless this is one of
+        the releases that have it all, and a file is missing.
+        """
+        edited = [edit.target for edit in patch.edits if edit.target.scope]
+        if any(found[target] is not None for target in edited):
+            return None
+        version = self.sglang.parsed_version
+        if version is not None and patch.affected.contains(version, True):
+            missing = ", ".join(str(target) for target in dict.fromkeys(edited))
+            reason = f"sglang {version} should have {missing}, and has not. Reinstall sglang"
+            return Decision(patch, "refused", reason, found)
+        if version is not None and version >= Version(patch.fixed_in):
+            reason = f"sglang has the fix since {patch.fixed_in}"
+        else:
+            reason = "what the patch is for is not in this sglang"
+        return Decision(patch, "not-needed", reason, found, needed=False)
 
     def _known(self, patch: Patch, found: Mapping[Target, str | None]) -> Decision | None:
         """Decide if the targets are those of a published release."""
@@ -88,22 +110,8 @@ class _Guard:
             return Decision(patch, "apply", reason, found, edits, needed=True)
         if not releases:
             return None
-        version = self.sglang.parsed_version
-        absent = all(value is None for value in found.values())
-        if absent and version is not None and patch.affected.contains(version, True):
-            missing = ", ".join(str(target) for target in found)
-            return Decision(
-                patch,
-                "refused",
-                f"sglang {version} should have {missing}, and has not. Reinstall sglang",
-                found,
-            )
-        fixed = Version(patch.fixed_in)
-        since = Version(releases[0]) if version is None or not absent else version
-        if since >= fixed:
-            reason = f"sglang has the fix since {fixed}"
-        elif absent:
-            reason = "what the patch is for is not in this sglang"
+        if Version(releases[0]) >= Version(patch.fixed_in):
+            reason = f"sglang has the fix since {patch.fixed_in}"
         else:
             like = patch.fingerprints.spans(releases)
             reason = f"the source is that of sglang {like}, which does not have the fault"
@@ -125,7 +133,10 @@ class _Guard:
             return replace(decision, found=found)
         odd = ", ".join(str(target) for target in _odd_targets(patch, found))
         version = self.sglang.version
-        unknown = f"{odd} is not as in any published release (this sglang says it is {version})"
+        unknown = (
+            f"{odd} is not as in any release that sglang-commfix {__version__} knows (this sglang "
+            f"says it is {version})"
+        )
         if not allow_unknown:
             return Decision(
                 patch,

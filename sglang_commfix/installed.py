@@ -141,7 +141,7 @@ def from_spec(spec: ModuleSpec) -> Sglang:
     found = spec.origin or ", ".join(spec.submodule_search_locations or ()) or "a built-in module"
     raise SglangNotFoundError(
         f"what Python imports as sglang is {found}, which is not sglang's runtime (it has no srt/ "
-        "folder): is a file or folder named sglang in the way?"
+        "folder): move away what has taken sglang's name"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +57,8 @@ def _refuse_deaf_python(command: Sequence[str]) -> None:
         if not word.startswith("-") or word.startswith("--") or word in {"-m", "-c"}:
             return
         letters = frozenset(word[1:])
-        deaf = letters & _NO_SITE or (letters & _NO_PATH and not sglang_commfix.hooked())
+        own = shutil.which(command[0]) == sys.executable and sglang_commfix.hooked()
+        deaf = letters & _NO_SITE or (letters & _NO_PATH and not own)
         if deaf:
             raise SettingsError(
                 f"{command[0]} {word} keeps Python from running any start-up hook: leave it out"

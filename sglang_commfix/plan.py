@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sglang_commfix.errors import AnchorError, CommfixError, SourceError
 from sglang_commfix.fingerprint import parse
 from sglang_commfix.guard import Decision, decide
+from sglang_commfix.register import DEFAULT_KINDS
 from sglang_commfix.rewrite import Change, OverlapError, locate, rewrite
 
 
@@ -57,8 +58,12 @@ class Plan:
 
     @property
     def uninstall(self) -> bool:
-        """Whether no patch of the register is needed by this sglang any more."""
-        return all(decision.needed is False for decision in self.decisions)
+        """Whether this sglang needs no patch any more, of those that are not a matter of taste."""
+        return all(
+            decision.needed is False
+            or (decision.verdict == "disabled" and decision.patch.kind not in DEFAULT_KINDS)
+            for decision in self.decisions
+        )
 
 
 def make_plan(register: Register, sglang: Sglang, settings: Settings) -> Plan:
@@ -99,7 +104,8 @@ def _selected(decision: Decision, settings: Settings) -> Decision:
         why = f"everything is switched off (SGLANG_COMMFIX={settings.select})"
     else:
         why = f"SGLANG_COMMFIX={settings.select} does not select it ({patch.kind})"
-    fault = "this sglang needs it" if decision.needed else decision.reason
+    verb = "needs" if patch.kind in DEFAULT_KINDS else "can take"
+    fault = f"this sglang {verb} it" if decision.needed else decision.reason
     return decision.disabled(f"{why}; {fault}")
 
 

@@ -143,6 +143,11 @@ class Patch:
     drop: str
 
     @property
+    def range(self) -> str:
+        """The affected releases as a specifier, its lower end first."""
+        return ",".join(sorted(map(str, self.affected), reverse=True))
+
+    @property
     def targets(self) -> tuple[Target, ...]:
         """Everything that is fingerprinted: what is edited, and what proves the fault."""
         scopes = [edit.target for edit in self.edits if edit.target.scope]
@@ -215,22 +220,34 @@ def load() -> Register:
     return load_folder(patches_folder())
 
 
-def load_folder(folder: Path) -> Register:
-    """Load a register from a folder of ``<PR>-<slug>/patch.toml`` files."""
-    patches = [_load_patch(file) for file in folder.glob("*/patch.toml")]
+def load_folder(folder: Path, *, complete: bool = True) -> Register:
+    """Load a register from a folder of ``<PR>-<slug>/patch.toml`` files.
+
+    Unless ``complete``, fingerprints may be missing: the tool that writes them starts here.
+    """
+    patches = [_load_patch(file, complete) for file in folder.glob("*/patch.toml")]
     if not patches:
         raise RegisterError(f"{folder} holds no patches: reinstall sglang-commfix")
     return Register(tuple(sorted(patches, key=lambda patch: (patch.order, patch.id))))
 
 
-def _load_patch(file: Path) -> Patch:
+def _load_patch(file: Path, complete: bool) -> Patch:
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
-        return _patch(file.parent, data)
+        patch = _patch(file.parent, data)
+        if complete:
+            _check_fingerprints(patch)
+        return patch
     except KeyError as error:
         raise RegisterError(f"{file}: {error.args[0]!r} is missing") from error
     except (OSError, ValueError, InvalidSpecifier, SyntaxError) as error:
         raise RegisterError(f"{file}: {error}") from error
+
+
+def _check_fingerprints(patch: Patch) -> None:
+    if missing := set(patch.targets) - patch.fingerprints.targets.keys():
+        names = ", ".join(sorted(map(str, missing)))
+        raise ValueError(f"fingerprints.json lacks {names}: run tools/fingerprints.py")
 
 
 def _patch(folder: Path, data: dict[str, Any]) -> Patch:

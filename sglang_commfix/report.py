@@ -73,7 +73,8 @@ class Report:
         sglang: what was looked at.
         select: the value of ``SGLANG_COMMFIX`` that the decisions are for.
         select_from: where it comes from: ``environment``, ``--select`` or ``default``.
-        hook: whether the start-up hook ran in this interpreter.
+        hook: whether the start-up hook ran in this interpreter; ``None`` where that says nothing
+            about the sglang that was looked at.
         uninstall: whether no patch is needed by this sglang any more.
         warnings: what would keep the patches from reaching sglang.
         patches: one entry for each patch of the register.
@@ -83,7 +84,7 @@ class Report:
     sglang: SglangReport
     select: str
     select_from: str
-    hook: bool
+    hook: bool | None
     uninstall: bool
     warnings: tuple[str, ...]
     patches: tuple[PatchReport, ...]
@@ -92,12 +93,16 @@ class Report:
         """Return the report as ``status --json`` prints it."""
         return {"schema": SCHEMA, **asdict(self)}
 
-    def refused(self) -> bool:
-        """Tell whether a selected patch would be refused."""
-        return any(patch.decision == "refused" for patch in self.patches)
+    @property
+    def problem(self) -> bool:
+        """Whether a selected patch would be refused, or would not reach sglang."""
+        decisions = {patch.decision for patch in self.patches}
+        return "refused" in decisions or ("apply" in decisions and self.hook is False)
 
 
-def make_report(plan: Plan, *, select_from: str, hook: bool, warnings: Sequence[str]) -> Report:
+def make_report(
+    plan: Plan, *, select_from: str, hook: bool | None, warnings: Sequence[str]
+) -> Report:
     """Describe ``plan``."""
     return Report(
         sglang=SglangReport(plan.sglang.version, str(plan.sglang.path)),

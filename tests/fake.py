@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import textwrap
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from sglang_commfix.fingerprint import find_scope, fingerprint, parse
 from sglang_commfix.installed import Sglang
@@ -13,10 +14,6 @@ from sglang_commfix.plan import Plan, make_plan
 from sglang_commfix.register import Register, load_folder
 from sglang_commfix.settings import Settings
 from sglang_commfix.source import Source
-
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MODULE = "sglang.srt.layers.communicator"
 FILE = "srt/layers/communicator.py"
@@ -107,7 +104,7 @@ class Upstream:
         text = self.releases[release].get(module)
         if text is None:
             return None
-        node = find_scope(parse(Source.from_bytes(module, text.encode())), scope)  # type: ignore[arg-type]
+        node = find_scope(parse(Source.from_bytes(Path(module), text.encode())), scope)
         return None if node is None else fingerprint(node)
 
     def register(self, folder: Path, *patches: dict[str, Any], **files: str) -> Register:

@@ -24,11 +24,8 @@ from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from sglang_commfix.installed import Sglang
-from sglang_commfix.register import load_folder, patches_folder
+from sglang_commfix.register import load_folder
 
 
 if TYPE_CHECKING:
@@ -36,6 +33,7 @@ if TYPE_CHECKING:
 
     from sglang_commfix.register import Patch, Target
 
+PATCHES = Path(__file__).resolve().parent.parent / "patches"
 FIRST = Version("0.5.1")
 VERSION_FILES = ("sglang/__init__.py", "sglang/version.py", "sglang/_version.py")
 # Some wheels are built for one Python; which one does not matter, the source is the same.
@@ -116,9 +114,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
     parser.add_argument("--offline", action="store_true", help="use the releases known already")
     arguments = parser.parse_args()
-    folder = patches_folder()
-    register = load_folder(folder)
-    listed = folder / "releases.json"
+    register = load_folder(PATCHES, complete=False)
+    listed = PATCHES / "releases.json"
     releases = json.loads(listed.read_text(encoding="utf-8")) if arguments.offline else published()
     files = wanted_files(register.patches)
     targets = [target for patch in register.patches for target in patch.targets]
@@ -129,7 +126,7 @@ def main() -> int:
     print(file=sys.stderr)
     outcome = {listed: json.dumps(releases, indent=2) + "\n"}
     for patch in register.patches:
-        outcome[folder / patch.id / "fingerprints.json"] = render(releases, patch, table)
+        outcome[PATCHES / patch.id / "fingerprints.json"] = render(releases, patch, table)
     stale = [
         file
         for file, text in outcome.items()

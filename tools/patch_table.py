@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sglang_commfix.register import load, patches_folder
+from sglang_commfix.register import load_folder
 
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
     arguments = parser.parse_args()
-    file = patches_folder() / "README.md"
-    text = render(load())
+    folder = Path(__file__).resolve().parent.parent / "patches"
+    file = folder / "README.md"
+    text = render(load_folder(folder))
     if arguments.check:
         return 0 if file.is_file() and file.read_text(encoding="utf-8") == text else 1
     file.write_text(text, encoding="utf-8")

@@ -84,7 +84,7 @@ def test_an_absent_target_in_an_affected_release_is_a_broken_sglang(
 def test_edited_source_is_refused_with_what_to_do(register: Register, tmp_path: Path) -> None:
     made = plan(register, write_sglang(tmp_path, {FILE: EDITED}))
     assert verdicts(made) == {"1-guard": "refused"}
-    assert f"{MODULE}:LayerCommunicator.should_fuse is not as in any published" in reason(made)
+    assert f"{MODULE}:LayerCommunicator.should_fuse is not as in any release" in reason(made)
     assert "SGLANG_COMMFIX_ALLOW_UNKNOWN=1-guard" in reason(made)
     assert not made.modules
 
@@ -154,6 +154,15 @@ class TestWitnesses:
         )
         assert verdicts(made) == {"1-guard": "refused"}
         assert "LayerCommunicator.other is not as in" in reason(made)
+
+    def test_an_unknown_witness_beside_an_absent_target_is_no_matter(
+        self, register: Register, tmp_path: Path
+    ) -> None:
+        """A release newer than this register, where what was edited is gone."""
+        text = "class LayerCommunicator:\n    def other(self):\n        return 7\n"
+        made = plan(register, write_sglang(tmp_path, {FILE: text}, "1.9"))
+        assert verdicts(made) == {"1-guard": "not-needed"}
+        assert reason(made) == "sglang has the fix since 1.3"
 
     def test_a_combination_that_no_release_has_is_refused(
         self, register: Register, tmp_path: Path
@@ -238,3 +247,11 @@ class TestPatchedOnDisk:
         assert verdicts(plan(register, faulty)) == {"1-guard": "not-needed"}
         file.write_text(file.read_text().replace("def helper", "def renamed"))
         assert verdicts(plan(register, faulty)) == {"1-guard": "refused"}
+
+
+def test_a_feature_that_nobody_asked_for_does_not_keep_the_package_installed(
+    tmp_path: Path, upstream: Upstream, faulty: Path
+) -> None:
+    register = upstream.register(tmp_path / "patches", patch(kind="feature"))
+    assert plan(register, faulty, "1").uninstall
+    assert not plan(register, faulty, "all").uninstall

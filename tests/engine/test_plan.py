@@ -121,7 +121,7 @@ class TestSelection:
         made = plan(register, faulty, "1")
         assert verdicts(made) == {"1-guard": "apply", "2-fast": "disabled"}
         assert reason(made, "2-fast") == (
-            "SGLANG_COMMFIX=1 does not select it (performance); this sglang needs it"
+            "SGLANG_COMMFIX=1 does not select it (performance); this sglang can take it"
         )
         assert "taken out by" in reason(plan(register, faulty, "all,-2-fast"), "2-fast")
         assert "everything is switched off" in reason(plan(register, faulty, "0"))
