@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sglang_commfix
-from sglang_commfix import session
 from sglang_commfix.errors import AlreadyImportedError
 from sglang_commfix.installed import locate, shadowed_by
 from sglang_commfix.launcher import add_shim
@@ -84,6 +83,8 @@ def activate(
         SettingsError: a setting cannot be used; nothing has been changed.
 
     """
+    from sglang_commfix import session  # brings wrapt, which `status` does without
+
     value = select or os.environ.get(SELECT, "")
     wanted = {SELECT: "1" if value.strip().lower() in OFF and select is None else value}
     if strict:

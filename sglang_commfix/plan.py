@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sglang_commfix.errors import AnchorError, CommfixError, SourceError
-from sglang_commfix.fingerprint import parse
 from sglang_commfix.guard import Decision, decide
 from sglang_commfix.register import DEFAULT_KINDS
 from sglang_commfix.rewrite import Change, OverlapError, locate, rewrite
@@ -145,10 +144,11 @@ def _rewrite(sglang: Sglang, decisions: Sequence[Decision]) -> dict[str, Rewritt
     for module in dict.fromkeys(edit.target.module for _, edit in edits):
         own = [(patch, edit) for patch, edit in edits if edit.target.module == module]
         patches = list(dict.fromkeys(patch for patch, _ in own))
-        source = sglang.source(module)
-        if source is None:
+        # For the source of a release, tests have shown that the result compiles.
+        known = all(d.needed for d in applied if d.patch.id in patches)
+        source, tree = sglang.source(module), sglang.tree(module)
+        if source is None or tree is None:
             raise _FallError(patches, f"there is no {module}. Reinstall sglang")
-        tree = parse(source)  # a tree of its own: rewriting uses it up
         changes: list[Change] = []
         for patch, edit in own:
             try:
@@ -159,7 +159,7 @@ def _rewrite(sglang: Sglang, decisions: Sequence[Decision]) -> dict[str, Rewritt
             patch: tuple(c.lineno(source) for c in changes if c.patch == patch) for patch in patches
         }
         try:
-            after = rewrite(source, tree, changes)
+            after = rewrite(source, tree, changes, compiled=not known)
         except OverlapError as error:
             raise _FallError(error.patches, str(error)) from error
         except CommfixError as error:

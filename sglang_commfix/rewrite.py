@@ -11,6 +11,7 @@ import ast
 import re
 import textwrap
 import tokenize
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -173,8 +174,16 @@ def locate(tree: ast.Module, patch: str, edit: Edit) -> Change:
     return Change(patch, edit, None if edit.operation == "append" else find_anchor(tree, edit))
 
 
-def rewrite(source: Source, tree: ast.Module, changes: Sequence[Change]) -> Source:
-    """Return ``source`` with ``changes`` made, in their order. ``tree`` is used up.
+def rewrite(
+    source: Source, tree: ast.Module, changes: Sequence[Change], *, compiled: bool
+) -> Source:
+    """Return ``source``, whose tree is ``tree``, with ``changes`` made, in their order.
+
+    Args:
+        source: the file.
+        tree: its syntax tree; the same when this returns.
+        changes: edits and their places in ``tree``.
+        compiled: whether to compile the result, too. Not every tree that parses compiles.
 
     Raises:
         OverlapError: two changes touch the same text.
@@ -188,30 +197,71 @@ def rewrite(source: Source, tree: ast.Module, changes: Sequence[Change]) -> Sour
     for _, splice in reversed(ranked):
         text = text[: splice.start] + splice.text + text[splice.stop :]
     result = source.with_text(text)
-    _edit_tree(tree, changes)
     try:
         edited = parse(result)
-        if normal_form(edited) != normal_form(tree):
-            raise AnchorError(f"{source.path}: the edited text does not mean what the edits mean")
-        compile(edited, str(source.path), "exec", dont_inherit=True)
+        _verify(source, tree, changes, result, edited)
+        if compiled:
+            compile(edited, str(source.path), "exec", dont_inherit=True)
     except (SourceError, SyntaxError, ValueError, RecursionError) as error:
         raise AnchorError(f"{source.path}: the edited text does not compile: {error}") from error
     return result
 
 
-def _edit_tree(tree: ast.Module, changes: Sequence[Change]) -> None:
+def _verify(
+    source: Source,
+    tree: ast.Module,
+    changes: Sequence[Change],
+    result: Source,
+    edited: ast.Module,
+) -> None:
+    """Check that ``edited``, the tree of ``result``, is ``tree`` with ``changes`` made.
+
+    Inside the scopes that were edited, the trees are compared. Outside, the text is the same line
+    for line, and means the same because each scope still begins and ends where it should.
+    """
+    scopes = dict.fromkeys(c.edit.target.scope for c in changes if c.edit.target.scope)
+    pairs = [(find_scope(tree, name), find_scope(edited, name)) for name in scopes]
+    whole = [(old, new) for old, new in pairs if old is not None and new is not None]
+    appended = [form for c in changes if c.anchor is None for form in _forms(c.edit.added)]
+    old_end = new_end = 0
+    same = len(whole) == len(scopes)
+    for old, new in sorted(whole, key=lambda pair: pair[0].lineno):
+        if source.line_offset(old.lineno) < old_end:
+            continue  # inside the scope before it
+        before = source.text[old_end : source.line_offset(old.lineno)]
+        same &= before == result.text[new_end : result.line_offset(new.lineno)]
+        old_end, new_end = source.line_end(old), result.line_end(new)
+    rest = source.text[old_end:]
+    same &= result.text[new_end:].startswith(rest) and (
+        bool(appended) or len(rest) == len(result.text) - new_end
+    )
+    same &= len(edited.body) == len(tree.body) + len(appended)
+    same &= _forms(edited.body[len(tree.body) :]) == appended
+    with _made(changes):
+        same = same and all(normal_form(old) == normal_form(new) for old, new in whole)
+    if not same:
+        raise AnchorError(f"{source.path}: the edited text does not mean what the edits mean")
+
+
+@contextmanager
+def _made(changes: Sequence[Change]) -> Iterator[None]:
+    """Make ``changes`` in the tree that their anchors are of, for a while."""
     places = [(change.edit, change.anchor) for change in changes if change.anchor is not None]
-    for suite, own in _by_suite(places):
-        pieces = []
-        for edit, anchor in own:
-            rank = _RANKS[edit.operation]
-            at = anchor.stop if edit.operation == "after" else anchor.start
-            stop = anchor.stop if edit.operation == "replace" else at
-            pieces.append((rank, at, stop, edit.added))
-        suite[:] = _rebuilt(suite, pieces)
-    for change in changes:
-        if change.anchor is None:
-            tree.body.extend(change.edit.added)
+    grouped = _by_suite(places)
+    kept = [(suite, list(suite)) for suite, _ in grouped]
+    try:
+        for suite, own in grouped:
+            suite[:] = _rebuilt(suite, [_piece(edit, anchor) for edit, anchor in own])
+        yield
+    finally:
+        for suite, statements in kept:
+            suite[:] = statements
+
+
+def _piece(edit: Edit, anchor: Anchor) -> tuple[int, int, int, list[ast.stmt]]:
+    at = anchor.stop if edit.operation == "after" else anchor.start
+    stop = anchor.stop if edit.operation == "replace" else at
+    return _RANKS[edit.operation], at, stop, edit.added
 
 
 def _by_suite(
@@ -256,7 +306,7 @@ def _splice(source: Source, change: Change) -> _Splice:
     line_start, start = _statement_start(source, anchor.first)
     end = source.end(anchor.last)
     indent = source.text[line_start:start]
-    line_end = source.line_offset((anchor.last.end_lineno or 0) + 1)
+    line_end = source.line_end(anchor.last)
     if not (_is_plain(source, line_start, indent) and _ENDS.fullmatch(source.text, end, line_end)):
         return _unfolded(source, change, anchor)
     block = _block(edit.text, indent, newline)

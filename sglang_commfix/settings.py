@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,7 +35,7 @@ class Settings:
         excluded: ids that the value takes out by name.
         strict: end the process where a selected patch is refused.
         allow_unknown: ids that may be applied to unrecognised source.
-        log_level: level of the logger ``sglang_commfix``.
+        log_level: name of the level of the logger ``sglang_commfix``.
 
     """
 
@@ -45,7 +44,7 @@ class Settings:
     excluded: frozenset[str]
     strict: bool
     allow_unknown: frozenset[str]
-    log_level: int
+    log_level: str
 
     @classmethod
     def from_environment(
@@ -68,7 +67,7 @@ class Settings:
             excluded=excluded,
             strict=read_strict(environ),
             allow_unknown=_parse_ids(environ.get(ALLOW_UNKNOWN, ""), register),
-            log_level=read_log_level(environ),
+            log_level=_read_log_level(environ),
         )
 
 
@@ -122,10 +121,9 @@ def read_strict(environ: Mapping[str, str] = os.environ) -> bool:
     return value in _ON
 
 
-def read_log_level(environ: Mapping[str, str] = os.environ) -> int:
-    """Read ``SGLANG_COMMFIX_LOG``: a level of :mod:`logging`, INFO if unset."""
+def _read_log_level(environ: Mapping[str, str]) -> str:
+    """Read ``SGLANG_COMMFIX_LOG``: the name of a level of :mod:`logging`, INFO if unset."""
     value = environ.get(LOG, "").strip().upper() or "INFO"
     if value not in _LEVELS:
         raise SettingsError(f"{LOG}={environ[LOG]!r} is none of {', '.join(_LEVELS)}")
-    level: int = getattr(logging, value)
-    return level
+    return value

@@ -92,6 +92,10 @@ class Source:
         """Offset of a statement's first character, its decorators not counted."""
         return self.line_offset(node.lineno) + self.column(node.lineno, node.col_offset)
 
+    def line_end(self, node: ast.stmt) -> int:
+        """Offset just behind the last line that a statement stands on."""
+        return self.line_offset((node.end_lineno or node.lineno) + 1)
+
     def end(self, node: ast.stmt) -> int:
         """Offset just behind a statement's last character."""
         if node.end_lineno is None or node.end_col_offset is None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from fake import FAULTY, FILE, Upstream, write_sglang
-from fingerprints import fetch, wanted_files
 
-from sglang_commfix.register import Register, load
-
-
-RELEASES: list[str] = json.loads(
-    (Path(__file__).parent.parent / "patches" / "releases.json").read_text()
-)
+from sglang_commfix.register import Register
 
 
 @pytest.fixture
@@ -31,13 +24,3 @@ def faulty(tmp_path: Path) -> Path:
 @pytest.fixture
 def register(tmp_path: Path, upstream: Upstream) -> Register:
     return upstream.register(tmp_path / "patches")
-
-
-@pytest.fixture(scope="session")
-def real_register() -> Register:
-    return load()
-
-
-def released(release: str) -> Path:
-    """The folder with the files that the register looks at, of a published release."""
-    return fetch(release, wanted_files(load().patches))

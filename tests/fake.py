@@ -15,6 +15,7 @@ from sglang_commfix.register import Register, load_folder
 from sglang_commfix.settings import Settings
 from sglang_commfix.source import Source
 
+
 MODULE = "sglang.srt.layers.communicator"
 FILE = "srt/layers/communicator.py"
 
@@ -77,7 +78,7 @@ def patch(name: str = "1-guard", **changes: Any) -> dict[str, Any]:
     """A patch for releases 1.1 and 1.2 of the stand-in."""
     base: dict[str, Any] = {
         "id": name,
-        "pr": int(name.split("-")[0]),
+        "pr": int(name.split("-", maxsplit=1)[0]),
         "kind": "correctness",
         "affected": ">=1.1,<1.3",
         "fixed_in": "1.3",

@@ -22,7 +22,7 @@ def applied(text: str | bytes, *edits: Edit) -> bytes:
     source = Source.from_bytes(Path("m.py"), raw)
     tree = parse(source)
     changes = [locate(tree, f"patch{number}", one) for number, one in enumerate(edits)]
-    return rewrite(source, tree, changes).raw
+    return rewrite(source, tree, changes, compiled=True).raw
 
 
 AFTER = edit("after", "a = 1\n", "if x:\n    return\n")

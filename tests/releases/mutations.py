@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sglang_commfix.fingerprint import Definition, find_scope, suites
@@ -12,9 +13,6 @@ from sglang_commfix.fingerprint import Definition, find_scope, suites
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
-
-Formatter = Callable[[str, "random.Random"], str] if TYPE_CHECKING else object
 
 
 def _logical_line_starts(text: str) -> list[int]:
@@ -124,7 +122,7 @@ def joined_statements(text: str, chance: random.Random) -> str:
     drop: dict[int, str] = {}
     for node in ast.walk(tree):
         for suite in suites(node):
-            for one, two in zip(suite, suite[1:], strict=False):
+            for one, two in pairwise(suite):
                 simple = all(not list(suites(s)) and s.lineno == s.end_lineno for s in (one, two))
                 near = two.lineno - one.lineno == 1 and "#" not in lines[one.lineno - 1]
                 if simple and near and one.lineno not in drop and chance.random() < 0.5:

@@ -47,7 +47,9 @@ def test_a_warm_up_batch_is_shared_evenly_and_fits_the_request_pool(
         (3, 6, 4, 8, 4),
     ],
 )
-def test_examples(batch: int, tokens_per_request: int, attn_tp: int, pool: int, expected: int) -> None:
+def test_examples(
+    batch: int, tokens_per_request: int, attn_tp: int, pool: int, expected: int
+) -> None:
     assert align(batch, tokens_per_request, attn_tp, pool) == expected
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import patch_table
 import pytest
-from conftest import RELEASES, released
 from packaging.version import Version
+from published import RELEASES, released
 
 from sglang_commfix.cli import main
 from sglang_commfix.fingerprint import find_scope, fingerprint, parse
@@ -96,7 +96,9 @@ def test_the_last_affected_release_becomes_what_upstream_published_next(
     assert fingerprint(patched) == upstream
 
 
-@pytest.mark.parametrize("tool", [["patch", "-p1", "--fuzz=0", "-i"], ["git", "apply", "--verbose"]])
+@pytest.mark.parametrize(
+    "tool", [["patch", "-p1", "--fuzz=0", "-i"], ["git", "apply", "--verbose"]]
+)
 @pytest.mark.parametrize("release", SOME)
 def test_an_exported_diff_turns_the_files_into_what_the_loader_runs(
     release: str, tool: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

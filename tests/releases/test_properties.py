@@ -9,10 +9,10 @@ from pathlib import Path
 from types import CodeType
 
 import pytest
-from conftest import released
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mutations import FORMATTERS, MUTATORS, mutated
+from published import released
 
 from sglang_commfix.fingerprint import find_scope, normal_form, parse
 from sglang_commfix.installed import Sglang

@@ -1,0 +1,80 @@
+"""The checks of this project; ``make test`` runs those that need no choice."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import nox
+
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+HERE = ".".join(map(str, sys.version_info[:2]))
+TEST_PACKAGES = ["pytest>=8", "pytest-xdist", "hypothesis", "coverage[toml]>=7.10"]
+
+
+def _available() -> list[str]:
+    """Return the supported Pythons of this machine; the one that runs nox is among them."""
+    return [version for version in PYTHONS if version == HERE or shutil.which(f"python{version}")]
+
+
+def _install(session: nox.Session, *packages: str) -> None:
+    """Install the project as a user does, not editable: tests see what is shipped."""
+    session.install(*TEST_PACKAGES, *packages)
+    session.install("--force-reinstall", "--no-deps", ".")
+    session.install("packaging>=22", "wrapt>=2.4,<3", "tomli>=2; python_version < '3.11'")
+
+
+@nox.session(python=HERE)
+def lint(session: nox.Session) -> None:
+    """Style and types."""
+    session.install("ruff>=0.9", "mypy>=1.14", "packaging>=22", "tomli>=2", "wrapt>=2.4,<3", "nox")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session(python=HERE)
+def releases(session: nox.Session) -> None:
+    """Fill the cache with the published releases' files, so that no test has to."""
+    _install(session)
+    session.run("python", "tools/fingerprints.py", "--check", "--offline")
+
+
+@nox.session(python=_available())
+def engine(session: nox.Session) -> None:
+    """Everything that needs no server; with coverage on the Python that runs nox."""
+    _install(session)
+    tests = ["-n", "auto", "-m", "not servers and not servers_full and not packaging"]
+    if session.python != HERE:
+        session.run("pytest", *tests, *session.posargs)
+        return
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *tests, *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report", "--fail-under=95")
+
+
+@nox.session(python=HERE)
+def packaging(session: nox.Session) -> None:
+    """Build the package and install it in every way."""
+    _install(session, "build", "uv", "pipx")
+    session.run("pytest", "-m", "packaging", "tests/install", *session.posargs)
+
+
+@nox.session(python=HERE)
+def servers(session: nox.Session) -> None:
+    """Real sglang servers on the CPU; ``-- -m servers_full`` for all of them."""
+    _install(session)
+    session.run("pytest", "-v", "tests/servers", *(session.posargs or ["-m", "servers"]))
+
+
+@nox.session(python=HERE)
+def bench(session: nox.Session) -> None:
+    """Measure what a Python start and an import cost."""
+    _install(session)
+    session.run("python", "benchmarks/startup.py", *session.posargs, env={"PYTHONPATH": "tools"})

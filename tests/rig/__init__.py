@@ -1,0 +1,8 @@
+"""Real sglang servers on a machine without a GPU: a private environment, tiny models, a server.
+
+The package itself needs nothing but the standard library, so that it runs on a bare Python. What
+sglang needs is installed into a private virtual environment, and only the server's own processes
+run there.
+"""
+
+from __future__ import annotations

@@ -1,0 +1,145 @@
+"""What sglang lacks to run its real model code and real collectives on a CPU, over gloo.
+
+Each shim acts on one module right after that is first imported. None touches what the project's
+patches are about: `communicator`, `dp_attention`, `parallel_state`, `ModelRunner._dummy_run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+Shim = Callable[[Any], None]
+
+
+def register() -> None:
+    """Arm every shim; nothing is imported before the program itself imports it."""
+    for name, shim in _SHIMS.items():
+        wrapt.register_post_import_hook(shim, name)
+
+
+def _ignore_pin_memory(torch: ModuleType) -> None:
+    """DP attention asks for page-locked memory, which a torch without an accelerator refuses."""
+
+    def without_pinning(create: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(create)
+        def wrapper(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Any:
+            return create(*args, **kwargs)
+
+        return wrapper
+
+    for name in ("empty", "full", "ones", "tensor", "zeros"):
+        setattr(torch, name, without_pinning(getattr(torch, name)))
+
+
+def _register_collectives_for_cpu(common: ModuleType) -> None:
+    """sglang's custom operators (its collectives) are plain torch but registered for CUDA only."""
+    library: Any = common.sglang_lib
+    register_implementation = library.impl
+
+    def impl(name: str, function: Any, dispatch_key: str = "", **kwargs: Any) -> None:
+        register_implementation(name, function, dispatch_key, **kwargs)
+        if dispatch_key == "CUDA":
+            register_implementation(name, function, "CPU", **kwargs)
+
+    library.impl = impl
+
+
+def _complete_torch_native_backend(backend: ModuleType) -> None:
+    """Padding a batch under DP attention asks the attention backend for this; it has no answer."""
+    backend.TorchNativeAttnBackend.get_cuda_graph_seq_len_fill_value = lambda self: 1
+
+
+def _use_absorbed_mla(handlers: ModuleType) -> None:
+    """The handler that torch_native falls back to splits prefill off as MHA over an MLA cache.
+
+    torch_native cannot compute that; it can compute absorbed MLA for both phases.
+    """
+    handlers.AttentionBackendRegistry.register("torch_native", handlers._dispatch_mla_subtype)
+
+
+def _honour_expert_parallelism(native: Any) -> None:
+    """The CPU's expert loop takes all experts to be local; under EP, id -1 is one elsewhere."""
+    all_experts_are_local = native.moe_forward_native
+
+    def moe_forward_native(layer: Any, x: Any, topk_output: Any, moe_runner_config: Any) -> Any:
+        weights, ids = topk_output.topk_weights, topk_output.topk_ids
+        if not bool((ids < 0).any()) and len(layer.w13_weight) == layer.num_experts:
+            return all_experts_are_local(layer, x, topk_output, moe_runner_config)
+        assert moe_runner_config.activation == "silu"
+        functional = importlib.import_module("torch.nn.functional")
+        result = x.new_zeros(x.shape)
+        for expert, (w13, w2) in enumerate(zip(layer.w13_weight, layer.w2_weight, strict=True)):
+            tokens, slots = (ids == expert).nonzero(as_tuple=True)
+            gate, up = functional.linear(x[tokens], w13).chunk(2, dim=-1)
+            output = functional.linear(functional.silu(gate) * up, w2)
+            share = weights[tokens, slots].unsqueeze(-1).to(output.dtype)
+            result.index_add_(0, tokens, output * share)
+        return result
+
+    native.moe_forward_native = moe_forward_native
+
+
+def _replace_pynccl(pynccl: Any) -> None:
+    """`reduce_scatterv` and `all_gatherv` insist on a PyNccl communicator."""
+    pynccl.PyNcclCommunicator = _GlooCommunicator
+
+
+class _GlooCommunicator:
+    """The part of PyNcclCommunicator's interface that sglang uses without CUDA graphs."""
+
+    def __init__(self, group: Any, device: Any, **_: Any) -> None:
+        self._distributed: Any = importlib.import_module("torch.distributed")
+        self.group = group
+        self.device = device
+        self.rank: int = self._distributed.get_rank(group)
+        self.world_size: int = self._distributed.get_world_size(group)
+        self.available = True
+        self.disabled = True
+
+    @contextlib.contextmanager
+    def change_state(self, enable: bool = True, stream: Any = None) -> Iterator[None]:
+        before, self.disabled = self.disabled, not enable
+        try:
+            yield
+        finally:
+            self.disabled = before
+
+    def reduce_scatter(self, output: Any, input_: Any, sizes: Sequence[int] | None = None) -> None:
+        total = input_.clone()
+        self._distributed.all_reduce(total, group=self.group)
+        output.copy_(self._parts(total, sizes)[self.rank])
+
+    def all_gather(self, output: Any, input_: Any, sizes: Sequence[int] | None = None) -> None:
+        for rank, part in enumerate(self._parts(output, sizes)):
+            if rank == self.rank:
+                part.copy_(input_)
+            if len(part):
+                source = self._distributed.get_global_rank(self.group, rank)
+                self._distributed.broadcast(part, src=source, group=self.group)
+
+    def _parts(self, tensor: Any, sizes: Sequence[int] | None) -> Sequence[Any]:
+        parts: Sequence[Any] = tensor.split(
+            list(sizes) if sizes is not None else len(tensor) // self.world_size
+        )
+        return parts
+
+
+_SHIMS: dict[str, Shim] = {
+    "torch": _ignore_pin_memory,
+    "sglang.srt.utils.common": _register_collectives_for_cpu,
+    "sglang.srt.layers.attention.torch_native_backend": _complete_torch_native_backend,
+    "sglang.srt.models.deepseek_common.attention_backend_handler": _use_absorbed_mla,
+    "sglang.srt.layers.moe.fused_moe_native": _honour_expert_parallelism,
+    "sglang.srt.distributed.device_communicators.pynccl": _replace_pynccl,
+}
