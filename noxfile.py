@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import nox
 
@@ -18,8 +21,20 @@ TEST_PACKAGES = ["pytest>=8", "pytest-xdist", "hypothesis", "coverage[toml]>=7.1
 
 
 def _available() -> list[str]:
-    """Return the supported Pythons of this machine; the one that runs nox is among them."""
-    return [version for version in PYTHONS if version == HERE or shutil.which(f"python{version}")]
+    """Return the supported Pythons of this machine; the one that runs nox is among them.
+
+    pyenv's shims exist for Pythons that are not switched on, and fail: its own folders go first.
+    """
+    versions = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
+    others = [v for v in PYTHONS if v != HERE]
+    folders = [str(f) for v in others for f in sorted(versions.glob(f"{v}.*/bin"))]
+    os.environ["PATH"] = os.pathsep.join([*folders, os.environ["PATH"]])
+    return [v for v in PYTHONS if v == HERE or _runs(f"python{v}")]
+
+
+def _runs(python: str) -> bool:
+    found = shutil.which(python)
+    return found is not None and subprocess.run([found, "-c", ""], check=False).returncode == 0
 
 
 def _install(session: nox.Session, *packages: str) -> None:

@@ -58,7 +58,7 @@ class StartupFinder:
         except Exception as error:  # noqa: BLE001 - a guest must not break the host
             self._give_up(error)
             return None
-        finder = session.start(self)
+        finder = session.start()
         return None if finder is None else finder.find_spec(name, path, target)
 
     def _give_up(self, error: Exception) -> None:
@@ -72,7 +72,7 @@ class StartupFinder:
         self.closed = True
 
 
-_FINDER = StartupFinder()
+FINDER = StartupFinder()
 _initialised = False
 
 
@@ -85,7 +85,7 @@ def init() -> None:
     global _initialised  # noqa: PLW0603 - one flag for each process is what is meant
     if not _initialised:
         _initialised = True
-        sys.meta_path.insert(0, _FINDER)
+        sys.meta_path.insert(0, FINDER)
 
 
 def hooked() -> bool:
@@ -97,7 +97,7 @@ def reopen_gate() -> None:
     """Wait for sglang's modules again, if the gate was read while the variable was unset."""
     from sglang_commfix import session
 
-    _FINDER.closed = session.current() is not None
+    FINDER.closed = session.current() is not None
 
 
 def __getattr__(name: str) -> object:

@@ -9,12 +9,12 @@ import re
 import sys
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
 
+import sglang_commfix
 from sglang_commfix.errors import SglangNotFoundError, SourceError
 from sglang_commfix.fingerprint import find_scope, fingerprint, parse
 from sglang_commfix.source import Source
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import ast
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
     from sglang_commfix.register import Target
 
@@ -113,10 +114,32 @@ def _read_version(path: Path) -> str:
     return UNKNOWN_VERSION
 
 
-def locate(folder: Path | None = None, search: Sequence[str] | None = None) -> Sglang:
-    """Find sglang: in ``folder``, which contains the package, or where Python would import it.
+def find_elsewhere(
+    name: str,
+    path: Sequence[str] | None,
+    target: ModuleType | None,
+    skip: Sequence[object],
+) -> ModuleSpec | None:
+    """Ask every finder on ``sys.meta_path`` but those in ``skip``, in order."""
+    for finder in list(sys.meta_path):
+        find_spec = getattr(finder, "find_spec", None)
+        if find_spec is None or any(finder is own for own in skip):
+            continue
+        spec: ModuleSpec | None = find_spec(name, path, target)
+        if spec is not None:
+            return spec
+    return None
 
-    ``search`` stands in for ``sys.path``.
+
+def find_package() -> ModuleSpec | None:
+    """Find the sglang that is imported, or would be; nothing is imported, no session started."""
+    module = sys.modules.get("sglang")
+    spec = module.__spec__ if module else None
+    return spec or find_elsewhere("sglang", None, None, skip=[sglang_commfix.FINDER])
+
+
+def locate(folder: Path | None = None) -> Sglang:
+    """Find sglang: in ``folder``, which contains the package, or where Python would import it.
 
     Raises:
         SglangNotFoundError: there is none, or what is there is not sglang's runtime.
@@ -124,7 +147,7 @@ def locate(folder: Path | None = None, search: Sequence[str] | None = None) -> S
     """
     if folder is not None:
         return _in_folder(folder)
-    spec = PathFinder.find_spec("sglang", search) if search is not None else find_spec("sglang")
+    spec = find_package()
     if spec is None:
         raise SglangNotFoundError(
             f"no sglang is installed for {sys.executable}; --sglang-path names another folder"

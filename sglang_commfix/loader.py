@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from wrapt import notify_module_loaded
 
 from sglang_commfix import log
+from sglang_commfix.installed import find_elsewhere
 
 
 if TYPE_CHECKING:
@@ -25,23 +26,6 @@ if TYPE_CHECKING:
 # In a patched module's globals: the ids of its patches.
 MARK = "__commfix__"
 _SUFFIX = " [commfix]"
-
-
-def find_elsewhere(
-    name: str,
-    path: Sequence[str] | None,
-    target: ModuleType | None,
-    skip: Sequence[object],
-) -> ModuleSpec | None:
-    """Ask every finder on ``sys.meta_path`` but those in ``skip``, in order."""
-    for finder in list(sys.meta_path):
-        find_spec = getattr(finder, "find_spec", None)
-        if find_spec is None or any(finder is own for own in skip):
-            continue
-        spec: ModuleSpec | None = find_spec(name, path, target)
-        if spec is not None:
-            return spec
-    return None
 
 
 class PatchFinder:

@@ -16,8 +16,8 @@ from wrapt import register_post_import_hook
 import sglang_commfix
 from sglang_commfix import log
 from sglang_commfix.errors import CommfixError
-from sglang_commfix.installed import from_spec
-from sglang_commfix.loader import MARK, PatchFinder, find_elsewhere
+from sglang_commfix.installed import find_package, from_spec
+from sglang_commfix.loader import MARK, PatchFinder
 from sglang_commfix.plan import Plan, make_plan
 from sglang_commfix.register import load
 from sglang_commfix.settings import SELECT, STRICT, Settings, read_strict
@@ -49,15 +49,13 @@ class Session:
         self._announced = False
         self._ended = False
 
-    def prepare(self, startup: object) -> bool:
+    def prepare(self) -> bool:
         """Decide; return ``False`` if there is no sglang to decide about (yet)."""
         try:
             self._strict = read_strict()
             settings = Settings.from_environment(load())
             log.logger().setLevel(settings.log_level)
-            module = sys.modules.get("sglang")
-            spec = module.__spec__ if module else None
-            spec = spec or find_elsewhere("sglang", None, None, skip=[startup])
+            spec = find_package()
             if spec is None:
                 return False
             plan = make_plan(load(), from_spec(spec), settings)
@@ -160,8 +158,8 @@ def current() -> Session | None:
     return _current
 
 
-def start(startup: sglang_commfix.StartupFinder) -> PatchFinder | None:
-    """Start this process's session, and put its finder before ``startup``."""
+def start() -> PatchFinder | None:
+    """Start this process's session, and put its finder before the start-up finder."""
     global _current  # noqa: PLW0603 - one session for each process is what is meant
     with _LOCK:
         if _current is not None:
@@ -169,12 +167,12 @@ def start(startup: sglang_commfix.StartupFinder) -> PatchFinder | None:
             return _current.finder
         session = Session()
         try:
-            if not session.prepare(startup):
+            if not session.prepare():
                 return None
         finally:
             if session.plan is not None or session.failure is not None:
                 _current = session
         if session.finder is not None:
             sys.meta_path.insert(0, session.finder)
-        startup.closed = True
+        sglang_commfix.FINDER.closed = True
         return session.finder

@@ -142,3 +142,16 @@ def test_status_always_tells_whether_the_hook_runs(site: Site) -> None:
     assert "THE START-UP HOOK DOES NOT RUN" in out
     assert "WARNING: the start-up hook did not run in this Python" in out
     assert FILE in out
+
+
+@pytest.mark.parametrize("select", [None, "1"])
+def test_status_imports_neither_sglang_nor_torch_nor_wrapt(site: Site, select: str | None) -> None:
+    code = """
+import sys
+from sglang_commfix.cli import main
+assert main(["status"]) == 0
+print([name for name in ("sglang", "torch", "wrapt", "sglang_commfix.session") if name in sys.modules])
+"""
+    result = site.run(code, select=select)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert result.stderr == ""
