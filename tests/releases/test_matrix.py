@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import itertools
 import json
 import shutil
 import subprocess
+import symtable
 from pathlib import Path
 
 import patch_table
@@ -76,6 +79,43 @@ def test_any_selection_can_be_applied(release: str) -> None:
             assert not plan.having("refused")
             applied = {decision.patch.id for decision in plan.having("apply")}
             assert applied == {name for name in ids if release in AFFECTED[name]}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_name_in_the_new_text_is_bound_where_it_is_put(release: str) -> None:
+    plan = plan_for(release)
+    for decision in plan.having("apply"):
+        for edit in decision.edits:
+            table = symtable.symtable(
+                plan.modules[edit.target.module].after.text, edit.target.module, "exec"
+            )
+            bound = set(dir(builtins)) | _bound(table)
+            for name in edit.target.scope.split(".") if edit.target.scope else []:
+                table = next(t for t in table.get_children() if t.get_name() == name)
+            bound |= _bound(table) if table.get_type() == "function" else set()
+            for added in edit.added:
+                own = {n.arg for n in ast.walk(added) if isinstance(n, ast.arg)}
+                loaded = {n.id for n in ast.walk(added) if isinstance(n, ast.Name)}
+                if edit.operation == "append":
+                    own |= {n.id for n in ast.walk(added) if _stores(n)} | _imported(added)
+                assert loaded <= bound | own, (release, decision.patch.id)
+
+
+def _bound(table: symtable.SymbolTable) -> set[str]:
+    return {
+        symbol.get_name()
+        for symbol in table.get_symbols()
+        if symbol.is_assigned() or symbol.is_imported() or symbol.is_parameter()
+    }
+
+
+def _stores(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
+def _imported(node: ast.AST) -> set[str]:
+    imports = (n for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom))
+    return {alias.asname or alias.name for one in imports for alias in one.names}
 
 
 @pytest.mark.parametrize(
