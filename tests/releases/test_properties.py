@@ -22,7 +22,7 @@ from sglang_commfix.settings import Settings
 from sglang_commfix.source import Source
 
 
-pytestmark = pytest.mark.releases
+pytestmark = [pytest.mark.releases, pytest.mark.filterwarnings("ignore::SyntaxWarning")]
 
 RELEASE = "0.5.11"
 COMMUNICATOR = "sglang.srt.layers.communicator"
