@@ -130,9 +130,9 @@ def test_any_other_change_inside_a_target_is_refused_or_where_allowed_spliced_ri
     concerned = {p.id for p in load().patches if target in p.targets}
     allow = {"SGLANG_COMMFIX_ALLOW_UNKNOWN": ",".join(concerned)} if allowed else {}
     made = plan_for({target.module: text}, **allow)
-    for decision in made.decisions:
+    for decision, before_it in zip(made.decisions, pristine().decisions, strict=True):
         if decision.patch.id not in concerned or same:
-            assert decision.verdict == "apply"
+            assert decision.verdict == before_it.verdict
         else:
             assert decision.verdict in ({"apply", "refused"} if allowed else {"refused"})
     for module in made.modules.values():
