@@ -47,7 +47,8 @@ def _install(session: nox.Session, *packages: str) -> None:
 @nox.session(python=HERE)
 def lint(session: nox.Session) -> None:
     """Style and types."""
-    session.install("ruff>=0.9", "mypy>=1.14", "packaging>=22", "tomli>=2", "wrapt>=2.4,<3", "nox")
+    session.install("ruff>=0.9", "mypy>=1.14", "hatchling", "nox")
+    session.install("packaging>=22", "tomli>=2", "wrapt>=2.4,<3")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")

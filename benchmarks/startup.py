@@ -18,11 +18,15 @@ import tempfile
 import time
 import venv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fingerprints import fetch, wanted_files
 
 from sglang_commfix.register import load
 
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -43,7 +47,7 @@ def environment(folder: Path, *packages: str) -> Path:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     if packages:
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*command, *packages], check=True)
     return python
 
@@ -85,7 +89,7 @@ def measure(rounds: int, scratch: Path) -> dict[str, list[float]]:
     tree = str(fetch(RELEASE, wanted_files(load().patches)))
     nothing = ["-c", "pass"]
     status = ["-m", "sglang_commfix", "status", "--sglang-path", tree]
-    cases = {
+    cases: dict[str, Callable[[], float]] = {
         "no .pth file": lambda: wall([plain, *nothing]),
         "a bare .pth line": lambda: wall([str(bare), *nothing]),
         "sglang-commfix, variable unset": lambda: wall([ours, *nothing]),

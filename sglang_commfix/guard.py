@@ -125,10 +125,7 @@ class _Guard:
         if patch.id in self._unpatched.patches:
             reason = "the file on disk is patched already, as `sglang-commfix export` would"
             return Decision(patch, "not-needed", reason, found, needed=False)
-        try:
-            before = {target: self._unpatched.fingerprint(target) for target in found}
-        except SourceError as error:
-            return Decision(patch, "refused", f"{error}. Reinstall sglang", found)
+        before = {target: self._unpatched.fingerprint(target) for target in found}
         if before != found and (decision := self._known(patch, before)):
             return replace(decision, found=found)
         odd = ", ".join(str(target) for target in _odd_targets(patch, found))

@@ -236,6 +236,20 @@ class TestPatchedOnDisk:
         if made.modules:
             assert made.modules[MODULE].after.text == both
 
+    def test_a_damaged_file_of_another_patch_does_not_hide_it(
+        self, tmp_path: Path, upstream: Upstream, faulty: Path
+    ) -> None:
+        elsewhere = {"module": "sglang.srt.other", "scope": "f", "find": "a = 1", "after": "b()"}
+        for release in ("1.1", "1.2"):
+            upstream.releases[release]["sglang.srt.other"] = "def f():\n    a = 1\n"
+        register = upstream.register(
+            tmp_path / "patches", patch(), patch("2-other", edit=[elsewhere])
+        )
+        self.patched(
+            register, write_sglang(faulty, {"srt/other.py": "def f(:\n"}), select="1-guard"
+        )
+        assert verdicts(plan(register, faulty)) == {"1-guard": "not-needed", "2-other": "refused"}
+
     def test_appended_code_has_to_be_there_too(
         self, tmp_path: Path, upstream: Upstream, faulty: Path
     ) -> None:
