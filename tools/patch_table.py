@@ -1,6 +1,6 @@
-"""Write ``patches/README.md``: the register as a table, made from the data.
+"""Write the register as tables: ``patches/README.md`` and ``docs/releases.md``.
 
-``python tools/patch_table.py`` writes it, ``--check`` fails if it is not current.
+``python tools/patch_table.py`` writes them, ``--check`` fails if they are not current.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from packaging.version import Version
 
 from sglang_commfix.register import load_folder
 
@@ -29,6 +31,43 @@ add one.
 | patch | upstream | kind | sglang | fixed in | edits | relies on |
 |---|---|---|---|---|---|---|
 """
+
+
+_RELEASES_HEAD = """\
+# Releases and patches
+
+Made by `python tools/patch_table.py`; a test compares every cell with the decision on the source of
+the published release.
+
+**apply**: the release has the fault. *fixed*: it has the fix. *sound*: it has the code, but not the
+fault. An empty cell: what the patch is for is not there.
+
+"""
+
+
+def render_releases(register: Register) -> str:
+    """Return the text of ``docs/releases.md``: a row a release, a column a patch."""
+    names = [f"[{p.id}](../patches/{p.id}/patch.toml)" for p in register.patches]
+    rows = [
+        ["sglang", *names],
+        ["---"] * (len(names) + 1),
+        *(
+            [release, *(state(patch, release) for patch in register.patches)]
+            for release in register.patches[0].fingerprints.releases
+        ),
+    ]
+    return _RELEASES_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def state(patch: Patch, release: str) -> str:
+    """Return what ``docs/releases.md`` says of a patch in a release."""
+    if patch.affected.contains(release, True):
+        return "**apply**"
+    index = patch.fingerprints.releases.index(release)
+    edited = {edit.target for edit in patch.edits if edit.target.scope}
+    if all(patch.fingerprints.targets[target][index] is None for target in edited):
+        return ""
+    return "*fixed*" if Version(release) >= Version(patch.fixed_in) else "*sound*"
 
 
 def render(register: Register) -> str:
@@ -58,17 +97,26 @@ def _cell(names: dict[str, None]) -> str:
 
 
 def main() -> int:
-    """Write or check the table."""
+    """Write or check the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
     arguments = parser.parse_args()
-    folder = Path(__file__).resolve().parent.parent / "patches"
-    file = folder / "README.md"
-    text = render(load_folder(folder))
-    if arguments.check:
-        return 0 if file.is_file() and file.read_text(encoding="utf-8") == text else 1
-    file.write_text(text, encoding="utf-8")
-    return 0
+    root = Path(__file__).resolve().parent.parent
+    register = load_folder(root / "patches")
+    texts = {
+        root / "patches" / "README.md": render(register),
+        root / "docs" / "releases.md": render_releases(register),
+    }
+    stale = [
+        file
+        for file, text in texts.items()
+        if not file.is_file() or file.read_text(encoding="utf-8") != text
+    ]
+    for file in stale:
+        print(f"{'stale' if arguments.check else 'written'}: {file}")
+        if not arguments.check:
+            file.write_text(texts[file], encoding="utf-8")
+    return 1 if arguments.check and stale else 0
 
 
 if __name__ == "__main__":

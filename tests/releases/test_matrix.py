@@ -159,6 +159,15 @@ def test_an_exported_diff_turns_the_files_into_what_the_loader_runs(
     assert report["uninstall"]
 
 
-def test_the_table_in_the_register_is_current() -> None:
-    written = (Path(__file__).parents[2] / "patches" / "README.md").read_text()
-    assert written == patch_table.render(load())
+def test_the_tables_in_the_docs_are_current() -> None:
+    root = Path(__file__).parents[2]
+    assert (root / "patches" / "README.md").read_text() == patch_table.render(load())
+    assert (root / "docs" / "releases.md").read_text() == patch_table.render_releases(load())
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_table_of_releases_says_what_is_decided(release: str) -> None:
+    for decision in plan_for(release).decisions:
+        state = patch_table.state(decision.patch, release)
+        assert (decision.verdict == "apply") == (state == "**apply**")
+        assert (state == "*sound*") == ("does not have the fault" in decision.reason)
