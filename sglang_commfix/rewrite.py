@@ -11,6 +11,7 @@ import ast
 import re
 import textwrap
 import tokenize
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,6 +67,12 @@ class _Splice:
     anchored: tuple[int, int]
     owner: str
     rank: int
+    scope: str
+
+    @property
+    def growth(self) -> int:
+        """How many characters it adds."""
+        return len(self.text) - (self.stop - self.start)
 
     def collides(self, other: _Splice) -> bool:
         """Tell whether this replaces text that ``other`` replaces or is anchored on."""
@@ -95,16 +102,15 @@ def _matches(tree: ast.Module, edit: Edit, wanted: Sequence[ast.stmt]) -> list[A
     scope = find_scope(tree, edit.target.scope)
     if scope is None:
         raise AnchorError(f"there is no {edit.target}")
-    forms = _forms(wanted)
-    anchors = []
-    for suite in _all_suites(scope):
-        found = _forms(suite)
-        anchors += [
-            Anchor(suite, start, start + len(forms))
-            for start in range(len(found) - len(forms) + 1)
-            if found[start : start + len(forms)] == forms
-        ]
-    return anchors
+    forms, kinds = _forms(wanted), [type(statement) for statement in wanted]
+    return [
+        Anchor(suite, start, start + len(forms))
+        for suite in _all_suites(scope)
+        for start in range(len(suite) - len(forms) + 1)
+        # The kinds first: writing out the normal form of every statement takes its time.
+        if [type(node) for node in suite[start : start + len(forms)]] == kinds
+        and _forms(suite[start : start + len(forms)]) == forms
+    ]
 
 
 def _all_suites(scope: ast.AST) -> Iterator[list[ast.stmt]]:
@@ -198,10 +204,9 @@ def rewrite(
         text = text[: splice.start] + splice.text + text[splice.stop :]
     result = source.with_text(text)
     try:
-        edited = parse(result)
-        _verify(source, tree, changes, result, edited)
+        _verify(source, tree, changes, splices, result)
         if compiled:
-            compile(edited, str(source.path), "exec", dont_inherit=True)
+            compile(parse(result), str(source.path), "exec", dont_inherit=True)
     except (SourceError, SyntaxError, ValueError, RecursionError) as error:
         raise AnchorError(f"{source.path}: the edited text does not compile: {error}") from error
     return result
@@ -211,36 +216,40 @@ def _verify(
     source: Source,
     tree: ast.Module,
     changes: Sequence[Change],
+    splices: Sequence[_Splice],
     result: Source,
-    edited: ast.Module,
 ) -> None:
-    """Check that ``edited``, the tree of ``result``, is ``tree`` with ``changes`` made.
+    """Check that each edited scope, as it stands in ``result``, is that of the edited tree.
 
-    Inside the scopes that were edited, the trees are compared. Outside, the text is the same line
-    for line, and means the same because each scope still begins and ends where it should.
+    Splices stay within the lines of their scopes, or behind the last line. All other text is the
+    same, and means the same whatever the bodies beside it hold.
     """
-    scopes = dict.fromkeys(c.edit.target.scope for c in changes if c.edit.target.scope)
-    pairs = [(find_scope(tree, name), find_scope(edited, name)) for name in scopes]
-    whole = [(old, new) for old, new in pairs if old is not None and new is not None]
-    appended = [form for c in changes if c.anchor is None for form in _forms(c.edit.added)]
-    old_end = new_end = 0
-    same = len(whole) == len(scopes)
-    for old, new in sorted(whole, key=lambda pair: pair[0].lineno):
-        if source.line_offset(old.lineno) < old_end:
-            continue  # inside the scope before it
-        before = source.text[old_end : source.line_offset(old.lineno)]
-        same &= before == result.text[new_end : result.line_offset(new.lineno)]
-        old_end, new_end = source.line_end(old), result.line_end(new)
-    rest = source.text[old_end:]
-    same &= result.text[new_end:].startswith(rest) and (
-        bool(appended) or len(rest) == len(result.text) - new_end
-    )
-    same &= len(edited.body) == len(tree.body) + len(appended)
-    same &= _forms(edited.body[len(tree.body) :]) == appended
     with _made(changes):
-        same = same and all(normal_form(old) == normal_form(new) for old, new in whole)
-    if not same:
-        raise AnchorError(f"{source.path}: the edited text does not mean what the edits mean")
+        for name in dict.fromkeys(splice.scope for splice in splices if splice.scope):
+            scope = find_scope(tree, name)
+            if scope is None:
+                raise AnchorError(f"{source.path}: there is no {name}")
+            begin, end = _statement_start(source, scope)[0], source.line_end(scope)
+            inside = [s for s in splices if s.scope == name or s.scope.startswith(f"{name}.")]
+            others = [s for s in splices if s not in inside]
+            start = begin + sum(s.growth for s in others if s.start <= begin)
+            stop = start + end - begin + sum(s.growth for s in inside)
+            stays = all(begin <= s.start and s.stop <= end for s in inside)
+            alone = _parse_alone(result.text[start:stop])
+            if not stays or [normal_form(node) for node in alone] != [normal_form(scope)]:
+                raise AnchorError(
+                    f"{source.path}: the edited text does not mean what the edits mean"
+                )
+
+
+def _parse_alone(text: str) -> list[ast.stmt]:
+    """Parse lines that were cut out of a file, indented or not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not text.startswith((" ", "\t", "\f")):
+            return ast.parse(text).body
+        (wrapper,) = ast.parse(f"if True:\n{text}").body
+    return wrapper.body if isinstance(wrapper, ast.If) else []
 
 
 @contextmanager
@@ -302,7 +311,7 @@ def _splice(source: Source, change: Change) -> _Splice:
         text = gap + _block(edit.text, "", newline)
         if not source.text.endswith(("\n", "\r")):
             text = text.removesuffix(newline)
-        return _Splice(end, end, text, (end, end), change.patch, rank)
+        return _Splice(end, end, text, (end, end), change.patch, rank, "")
     line_start, start = _statement_start(source, anchor.first)
     end = source.end(anchor.last)
     indent = source.text[line_start:start]
@@ -310,15 +319,15 @@ def _splice(source: Source, change: Change) -> _Splice:
     if not (_is_plain(source, line_start, indent) and _ENDS.fullmatch(source.text, end, line_end)):
         return _unfolded(source, change, anchor)
     block = _block(edit.text, indent, newline)
-    anchored = (start, end)
+    belongs = ((start, end), change.patch, rank, edit.target.scope)
     if edit.operation == "before":
-        return _Splice(line_start, line_start, block, anchored, change.patch, rank)
+        return _Splice(line_start, line_start, block, *belongs)
     if edit.operation == "replace":
         text = block.removesuffix(newline)[len(indent) :]
-        return _Splice(start, end, text, anchored, change.patch, rank)
+        return _Splice(start, end, text, *belongs)
     if not source.text[:line_end].endswith(("\n", "\r")):
         block = newline + block.removesuffix(newline)
-    return _Splice(line_end, line_end, block, anchored, change.patch, rank)
+    return _Splice(line_end, line_end, block, *belongs)
 
 
 def _statement_start(source: Source, statement: ast.stmt) -> tuple[int, int]:
@@ -367,7 +376,7 @@ def _unfolded(source: Source, change: Change, anchor: Anchor) -> _Splice:
     if semicolon := _SEMICOLON.match(source.text, stop):
         stop = semicolon.end()
     rank = _RANKS["replace"]
-    return _Splice(start, stop, text, (start, stop), change.patch, rank)
+    return _Splice(start, stop, text, (start, stop), change.patch, rank, change.edit.target.scope)
 
 
 def _logical_line(source: Source, offset: int) -> tuple[int, int]:

@@ -17,10 +17,11 @@ from packaging.version import Version
 from published import RELEASES, released
 
 from sglang_commfix.cli import main
-from sglang_commfix.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.fingerprint import find_scope, fingerprint, normal_form, parse
 from sglang_commfix.installed import Sglang
 from sglang_commfix.plan import Plan, make_plan
 from sglang_commfix.register import Target, load
+from sglang_commfix.rewrite import find_results, take_out
 from sglang_commfix.settings import Settings
 
 
@@ -79,6 +80,20 @@ def test_any_selection_can_be_applied(release: str) -> None:
             assert not plan.having("refused")
             applied = {decision.patch.id for decision in plan.having("apply")}
             assert applied == {name for name in ids if release in AFFECTED[name]}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_edited_files_compile_and_are_the_old_ones_once_the_edits_are_taken_out(
+    release: str,
+) -> None:
+    plan = plan_for(release)
+    for name, module in plan.modules.items():
+        compile(module.after.raw, name, "exec", dont_inherit=True)
+        edits = [e for d in plan.having("apply") for e in d.edits if e.target.module == name]
+        tree = parse(module.after)
+        assert normal_form(tree) != normal_form(parse(module.before))
+        take_out(find_results(tree, edits))
+        assert normal_form(tree) == normal_form(parse(module.before))
 
 
 @pytest.mark.parametrize("release", RELEASES)
