@@ -43,6 +43,7 @@ class PatchFinder:
     ) -> None:
         self.modules = modules
         self._on_runtime_import = on_runtime_import
+        self._elsewhere: set[str] = set()
         self._thread = threading.local()
 
     def find_spec(
@@ -51,7 +52,7 @@ class PatchFinder:
         """Return a patched spec for a module of the plan, nothing for any other."""
         if name == "sglang.srt" or name.startswith("sglang.srt."):
             self._on_runtime_import()
-        if name not in self.modules:
+        if name not in self.modules or name in self._elsewhere:
             return None
         asked: dict[str, int] = self._thread.__dict__.setdefault("asked", {})
         done: set[str] = self._thread.__dict__.setdefault("done", set())
@@ -73,7 +74,7 @@ class PatchFinder:
             done.add(name)
         return self._patched(spec, self.modules[name])
 
-    def _patched(self, spec: ModuleSpec, rewritten: Rewritten) -> ModuleSpec:
+    def _patched(self, spec: ModuleSpec, rewritten: Rewritten) -> ModuleSpec | None:
         planned = rewritten.before.path
         if spec.origin is None or Path(spec.origin).resolve() != planned.resolve():
             log.logger().error(
@@ -82,7 +83,8 @@ class PatchFinder:
                 spec.origin,
                 planned,
             )
-            return spec
+            self._elsewhere.add(spec.name)
+            return None  # and leave it to the other finders
         # A loader by its methods, not by its base class.
         spec.loader = cast("Loader", PatchedLoader(spec.loader, rewritten))
         return spec

@@ -54,7 +54,8 @@ class Session:
         try:
             self._strict = read_strict()
             settings = Settings.from_environment(load())
-            log.logger().setLevel(settings.log_level)
+            if settings.log_level is not None:
+                log.logger().setLevel(settings.log_level)
             spec = find_package()
             if spec is None:
                 return False

@@ -35,7 +35,8 @@ class Settings:
         excluded: ids that the value takes out by name.
         strict: end the process where a selected patch is refused.
         allow_unknown: ids that may be applied to unrecognised source.
-        log_level: name of the level of the logger ``sglang_commfix``.
+        log_level: name of the level of the logger ``sglang_commfix``; ``None``: as it is, which
+            is INFO unless the host has set it.
 
     """
 
@@ -44,7 +45,7 @@ class Settings:
     excluded: frozenset[str]
     strict: bool
     allow_unknown: frozenset[str]
-    log_level: str
+    log_level: str | None
 
     @classmethod
     def from_environment(
@@ -121,9 +122,11 @@ def read_strict(environ: Mapping[str, str] = os.environ) -> bool:
     return value in _ON
 
 
-def _read_log_level(environ: Mapping[str, str]) -> str:
-    """Read ``SGLANG_COMMFIX_LOG``: the name of a level of :mod:`logging`, INFO if unset."""
-    value = environ.get(LOG, "").strip().upper() or "INFO"
+def _read_log_level(environ: Mapping[str, str]) -> str | None:
+    """Read ``SGLANG_COMMFIX_LOG``: the name of a level of :mod:`logging`."""
+    value = environ.get(LOG, "").strip().upper()
+    if not value:
+        return None
     if value not in _LEVELS:
         raise SettingsError(f"{LOG}={environ[LOG]!r} is none of {', '.join(_LEVELS)}")
     return value

@@ -79,7 +79,7 @@ def test_variables_are_read_with_their_defaults(register: Register) -> None:
     settings = Settings.from_environment(register, environ={})
     assert not settings.selected
     assert not settings.strict
-    assert settings.log_level == "INFO"
+    assert settings.log_level is None
     settings = Settings.from_environment(
         register,
         environ={

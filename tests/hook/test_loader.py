@@ -265,9 +265,11 @@ def test_under_strict_that_ends_the_process(site: Site) -> None:
 def test_a_module_found_elsewhere_than_planned_is_not_patched(site: Site, tmp_path: Path) -> None:
     (tmp_path / "communicator.py").write_text(FAULTY)
     code = f"import sglang.srt.layers\nsglang.srt.layers.__path__.insert(0, {str(tmp_path)!r})\n"
-    result = site.run(code + HEAD + "print(hasattr(c, '__commfix__'))")
-    assert result.stdout == "False\n"
-    assert "but the decision was made for" in result.stderr
+    code += OTHER_HOOKS["wrapt"] + HEAD + "print(hasattr(c, '__commfix__'))"
+    result = site.run(code)
+    assert result.stdout == "seen sglang.srt.layers.communicator\nFalse\n"
+    assert result.stderr.count("but the decision was made for") == 1
+    assert "runs UNPATCHED" in result.stderr
 
 
 def test_sglang_found_by_another_finder_is_patched(site: Site) -> None:
@@ -303,6 +305,12 @@ import sglang.srt
     result = site.run(code)
     assert result.stderr == ""
     assert result.stdout.startswith("sglang 1.1 at")
+
+
+def test_a_level_that_the_host_has_set_is_kept(site: Site) -> None:
+    head = "import logging; logging.getLogger('sglang_commfix').setLevel('ERROR')\n"
+    assert site.run(head + HEAD).stderr == ""
+    assert len(site.run(head + HEAD, SGLANG_COMMFIX_LOG="INFO").stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("level", "lines"), [("DEBUG", 2), ("INFO", 1), ("ERROR", 0)])
