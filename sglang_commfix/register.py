@@ -203,10 +203,10 @@ class Register:
 
 
 def patches_folder() -> Path:
-    """Return ``patches/``: beside the package in a checkout, inside it where it is installed."""
+    """Return ``patches/``: inside the package where it is installed, beside it in a checkout."""
     package = Path(__file__).resolve().parent
-    checkout = package.parent / "patches"
-    return checkout if (package.parent / "pyproject.toml").is_file() else package / "patches"
+    inside = package / "patches"
+    return inside if inside.is_dir() else package.parent / "patches"
 
 
 @cache
