@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 SHIM = Path(__file__).resolve().parent / "shim"
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*$")
-_NO_SITE = frozenset("S")
 _NO_PATH = frozenset("IE")
+# Flags, and then perhaps an option that takes a value: the code, the module, or an -X or -W.
+_OPTION = re.compile(r"-(?!$)([^-cmXW]*)([cmXW].*)?$", re.DOTALL)
 
 
 def add_shim(environ: MutableMapping[str, str]) -> None:
@@ -32,34 +34,48 @@ def add_shim(environ: MutableMapping[str, str]) -> None:
 def run(command: Sequence[str]) -> None:
     """Replace this process by ``command``, with the start-up hook in every Python below it.
 
-    ``SGLANG_COMMFIX`` is set to ``1`` if it is not set at all.
+    ``SGLANG_COMMFIX`` is set to ``1`` if it is not set at all. Python's option ``-S`` is left out,
+    and that is said: without :mod:`site`, Python starts no hook.
 
     Raises:
-        SettingsError: the command's options keep Python from running any start-up hook.
+        SettingsError: the command's options keep Python from finding the hook.
         CommfixError: the command cannot be started.
 
     """
-    _refuse_deaf_python(command)
+    words = _with_site(command)
+    if words != list(command):
+        sys.stderr.write(
+            "sglang-commfix: -S is left out, since Python starts no hook without site: "
+            f"running {shlex.join(words)}\n"
+        )
     environ = dict(os.environ)
     add_shim(environ)
     if not environ.get(SELECT, "").strip():
         environ[SELECT] = "1"
     try:
-        os.execvpe(command[0], list(command), environ)  # noqa: S606 - the user's own command
+        os.execvpe(words[0], words, environ)  # noqa: S606 - the user's own command
     except OSError as error:
-        raise CommfixError(f"{command[0]} cannot be started: {error.strerror}") from error
+        raise CommfixError(f"{words[0]} cannot be started: {error.strerror}") from error
 
 
-def _refuse_deaf_python(command: Sequence[str]) -> None:
-    if not _PYTHON.match(Path(command[0]).name):
-        return
-    for word in command[1:]:
-        if not word.startswith("-") or word.startswith("--") or word in {"-m", "-c"}:
-            return
-        letters = frozenset(word[1:])
-        own = shutil.which(command[0]) == sys.executable and sglang_commfix.hooked()
-        deaf = letters & _NO_SITE or (letters & _NO_PATH and not own)
-        if deaf:
+def _with_site(command: Sequence[str]) -> list[str]:
+    """Return ``command`` without Python's ``-S``; refuse ``-I`` and ``-E`` where they matter."""
+    program, *options = command
+    if not _PYTHON.match(Path(program).name):
+        return list(command)
+    own = shutil.which(program) == sys.executable and sglang_commfix.hooked()
+    words = [program]
+    while options and (option := _OPTION.match(options[0])):
+        word = options.pop(0)
+        flags, rest = option.groups("")
+        if _NO_PATH & set(flags) and not own:
             raise SettingsError(
-                f"{command[0]} {word} keeps Python from running any start-up hook: leave it out"
+                f"{program} {word} keeps Python from finding the start-up hook: leave it out"
             )
+        kept = f"-{flags.replace('S', '')}{rest}"
+        words += [kept] if kept != "-" else []
+        if rest in {"X", "W"} and options:
+            words.append(options.pop(0))
+        elif rest and rest[0] in "cm":
+            break
+    return [*words, *options]

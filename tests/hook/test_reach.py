@@ -12,6 +12,7 @@ from fake import FILE
 from processes import Site
 
 import sglang_commfix
+from sglang_commfix import launcher
 
 
 SHOW = "from sglang.srt.layers import communicator as c; print(hasattr(c, '__commfix__'))"
@@ -88,12 +89,46 @@ os.execv(sys.executable, [sys.executable, "-c", {SHOW!r}])
         words = [sys.executable, "-m", "sglang_commfix", "run", sys.executable, "-c", "exit(7)"]
         assert site.command(words, check=False).returncode == 7
 
-    def test_a_python_that_runs_no_hook_is_refused(self, site: Site) -> None:
-        for option in ("-S", "-IS", "-uS"):
-            words = [sys.executable, "-m", "sglang_commfix", "run", "--", "python3", option, "x.py"]
-            result = site.command(words, check=False)
-            assert result.returncode == 2
-            assert f"python3 {option} keeps Python from running any start-up hook" in result.stderr
+    @pytest.mark.parametrize(
+        "options",
+        [["-S"], ["-uS"], ["-S", "-u"], ["-IS"], ["-X", "utf8", "-S"], ["-Wignore", "-S"]],
+    )
+    def test_without_site_no_hook_starts_so_that_option_is_left_out(
+        self, site: Site, options: list[str]
+    ) -> None:
+        show = f"import sys; sys.path.insert(0, {str(site.root)!r})\n"
+        show += f"exec(open({str(site.root / 'sitecustomize.py')!r}).read())\n{SHOW}"
+        command = [sys.executable, "-m", "sglang_commfix", "run", "--", sys.executable]
+        result = site.command([*command, *options, "-c", show])
+        assert result.stdout == "True\n"
+        assert "-S is left out, since Python starts no hook without site" in result.stderr
+
+    def test_words_behind_pythons_own_options_are_left_alone(self, site: Site) -> None:
+        code = "import sys; print(sys.argv[1:])"
+        assert self.command(site, sys.executable, "-c", code, "-S") == "['-S']\n"
+        assert self.command(site, "echo", "-S") == "-S\n"
+
+    @pytest.mark.parametrize(
+        ("given", "run"),
+        [
+            (["python", "-S", "a.py", "-S"], ["python", "a.py", "-S"]),
+            (["python3.11", "-BS", "-m", "m", "-S"], ["python3.11", "-B", "-m", "m", "-S"]),
+            (["python", "-Sc", "pass"], ["python", "-c", "pass"]),
+            (["python", "-W", "error", "-S", "-"], ["python", "-W", "error", "-"]),
+            (["python", "-XS", "-S"], ["python", "-XS"]),
+            (["python"], ["python"]),
+            (["env", "-S", "python"], ["env", "-S", "python"]),
+        ],
+    )
+    def test_only_pythons_own_option_is_left_out(self, given: list[str], run: list[str]) -> None:
+        assert launcher._with_site(given) == run
+
+    @pytest.mark.parametrize("option", ["-I", "-E", "-IS"])
+    def test_a_python_that_cannot_find_the_hook_is_refused(self, site: Site, option: str) -> None:
+        words = ["-m", "sglang_commfix", "run", "--", "python0", option, "x.py"]
+        result = site.command([sys.executable, *words], check=False)
+        assert result.returncode == 2
+        assert f"python0 {option} keeps Python from finding the start-up hook" in result.stderr
 
     @pytest.mark.parametrize(
         ("words", "status", "message"),
