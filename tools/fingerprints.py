@@ -2,7 +2,7 @@
 
 Run by a maintainer when a patch is added or a release appears::
 
-    python tools/fingerprints.py            # all releases that the register knows, and newer ones
+    python tools/fingerprints.py            # every release; says what new ones change
     python tools/fingerprints.py --check    # change nothing, fail if the data is not current
 
 Wheels come from the package index with ``pip download``. Only the files that the register targets
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from sglang_commfix.register import load_folder
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sglang_commfix.register import Patch, Target
 
@@ -108,6 +108,26 @@ def render(
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
+def changes(
+    release: str, before: str, table: Mapping[str, Mapping[Target, str | None]]
+) -> list[str]:
+    """Say what ``release`` changes at each target, for the maintainer who reviews it."""
+    older = list(table)[: list(table).index(release)]
+    lines = []
+    for target, value in table[release].items():
+        earlier = [one for one in older if table[one][target] == value]
+        if value == table[before][target]:
+            what = "unchanged"
+        elif value is None:
+            what = "GONE: where has it moved to?"
+        elif earlier:
+            what = f"CHANGED, to what {earlier[-1]} had: has a fix been lost?"
+        else:
+            what = f"CHANGED ({value}): does it still have the fix, or the fault?"
+        lines.append(f"{release}  {target}  {what}")
+    return lines
+
+
 def main() -> int:
     """Bring ``patches/releases.json`` and every ``fingerprints.json`` up to date."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -124,6 +144,10 @@ def main() -> int:
         print(f"\r{number}/{len(releases)} {release:12}", end="", file=sys.stderr, flush=True)
         table[release] = fingerprints_of(Sglang.at(fetch(release, files) / "sglang"), targets)
     print(file=sys.stderr)
+    known = json.loads(listed.read_text(encoding="utf-8"))
+    for before, release in pairwise(releases):
+        if known and release not in known:
+            print("\n".join(changes(release, before, table)))
     outcome = {listed: json.dumps(releases, indent=2) + "\n"}
     for patch in register.patches:
         outcome[PATCHES / patch.id / "fingerprints.json"] = render(releases, patch, table)
