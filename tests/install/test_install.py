@@ -24,13 +24,12 @@ AT_START = "import sys; print('sglang_commfix' in sys.modules)"
 DEPENDENCIES = {Path(m.__file__).parents[1] for m in (packaging, wrapt)}
 
 
-def run(*command: str | Path, cwd: Path | None = None, **environ: str) -> str:
+def run(*command: str | Path, **environ: str) -> str:
     clean = {
         k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "COVERAGE_PROCESS_CONFIG"}
     }
     result = subprocess.run(
         [str(word) for word in command],
-        cwd=cwd,
         env=clean | environ,
         capture_output=True,
         text=True,
@@ -42,13 +41,10 @@ def run(*command: str | Path, cwd: Path | None = None, **environ: str) -> str:
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that git knows, as a clone has them."""
-    folder = tmp_path_factory.mktemp("checkout")
-    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-    for name in listed.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
+    """A copy of the source tree, without what tools leave there: building writes into it."""
+    folder = tmp_path_factory.mktemp("build") / "checkout"
+    hidden = shutil.ignore_patterns(".*", "__pycache__", "dist", "build")
+    shutil.copytree(ROOT, folder, ignore=hidden)
     return folder
 
 
