@@ -22,6 +22,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from generated import bring_up_to_date
 from packaging.version import Version
 
 from sglang_commfix.installed import Sglang
@@ -151,16 +152,7 @@ def main() -> int:
     outcome = {listed: json.dumps(releases, indent=2) + "\n"}
     for patch in register.patches:
         outcome[PATCHES / patch.id / "fingerprints.json"] = render(releases, patch, table)
-    stale = [
-        file
-        for file, text in outcome.items()
-        if not file.is_file() or file.read_text(encoding="utf-8") != text
-    ]
-    for file in stale:
-        print(f"{'stale' if arguments.check else 'written'}: {file}")
-        if not arguments.check:
-            file.write_text(outcome[file], encoding="utf-8")
-    return 1 if arguments.check and stale else 0
+    return bring_up_to_date(outcome, check=arguments.check)
 
 
 if __name__ == "__main__":

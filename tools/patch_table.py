@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from generated import bring_up_to_date
 from packaging.version import Version
 
 from sglang_commfix.register import load_folder
@@ -107,16 +108,7 @@ def main() -> int:
         root / "patches" / "README.md": render(register),
         root / "docs" / "releases.md": render_releases(register),
     }
-    stale = [
-        file
-        for file, text in texts.items()
-        if not file.is_file() or file.read_text(encoding="utf-8") != text
-    ]
-    for file in stale:
-        print(f"{'stale' if arguments.check else 'written'}: {file}")
-        if not arguments.check:
-            file.write_text(texts[file], encoding="utf-8")
-    return 1 if arguments.check and stale else 0
+    return bring_up_to_date(texts, check=arguments.check)
 
 
 if __name__ == "__main__":
