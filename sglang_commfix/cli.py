@@ -189,14 +189,21 @@ def _advice(report: Report) -> str:
     return ", ".join(counts)
 
 
+def _named(word: str) -> tuple[Patch, ...]:
+    """Return the patches that a PATCH of the command line names."""
+    register = load()
+    patches = register.matching(word.lower())
+    if not patches:
+        raise SettingsError(f"{word!r} is unknown. Known are: {register.words}")
+    return patches
+
+
 def _plan(arguments: argparse.Namespace) -> Plan:
     """Make the plan for ``diff`` and ``export``: patches named on the command line count alone."""
     if arguments.patches and arguments.select is not None:
         raise SettingsError("--select and PATCH both say what to apply: give one of them")
-    register = load()
     for word in arguments.patches:
-        if not register.matching(word.lower()):
-            raise SettingsError(f"{word!r} is unknown. Known are: {register.words}")
+        _named(word)
     select = ",".join(arguments.patches) or arguments.select
     return embed.current_plan(arguments.sglang_path, select)
 
@@ -237,10 +244,7 @@ def _tell(plan: Plan) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    register = load()
-    patches = register.matching(arguments.patch.lower())
-    if not patches:
-        raise SettingsError(f"{arguments.patch!r} is unknown. Known are: {register.words}")
+    patches = _named(arguments.patch)
     if arguments.json:
         print(json.dumps({"schema": 1, "patches": [_explained(p) for p in patches]}, indent=2))
     else:

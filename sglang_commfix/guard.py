@@ -94,7 +94,7 @@ class _Guard:
             reason = f"sglang {version} should have {missing}, and has not. Reinstall sglang"
             return Decision(patch, "refused", reason, found)
         if version is not None and version >= Version(patch.fixed_in):
-            reason = f"sglang has the fix since {patch.fixed_in}"
+            reason = _fixed_since(patch)
         else:
             reason = "what the patch is for is not in this sglang"
         return Decision(patch, "not-needed", reason, found, needed=False)
@@ -111,7 +111,7 @@ class _Guard:
         if not releases:
             return None
         if Version(releases[0]) >= Version(patch.fixed_in):
-            reason = f"sglang has the fix since {patch.fixed_in}"
+            reason = _fixed_since(patch)
         else:
             like = patch.fingerprints.spans(releases)
             reason = f"the source is that of sglang {like}, which does not have the fault"
@@ -226,6 +226,10 @@ class _Unpatched:
             return False
         releases = patch.fingerprints.releases_with(found)
         return any(patch.affected.contains(release, True) for release in releases)
+
+
+def _fixed_since(patch: Patch) -> str:
+    return f"sglang has the fix since {patch.fixed_in}"
 
 
 def _odd_targets(patch: Patch, found: Mapping[Target, str | None]) -> list[Target]:

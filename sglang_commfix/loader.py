@@ -118,7 +118,7 @@ class PatchedLoader:
         self._warn_if_changed()
         code = self.get_code(module.__name__)
         self._show_in_linecache()
-        module.__dict__[MARK] = tuple(self._rewritten.lines)
+        module.__dict__[MARK] = self._rewritten.patches
         exec(code, module.__dict__)  # noqa: S102 - this is what a loader does
         notify_module_loaded(module)
 

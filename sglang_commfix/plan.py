@@ -29,17 +29,15 @@ class Rewritten:
     """A module before and after its edits.
 
     Attributes:
-        module: the module's name.
         before: the file as installed.
         after: the text to be run in its place.
-        lines: for each patch, the lines (from 1) of ``before`` that it changes.
+        patches: ids of the patches whose edits it holds, in their order.
 
     """
 
-    module: str
     before: Source
     after: Source
-    lines: Mapping[str, tuple[int, ...]]
+    patches: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -155,14 +153,11 @@ def _rewrite(sglang: Sglang, decisions: Sequence[Decision]) -> dict[str, Rewritt
                 changes.append(locate(tree, patch, edit))
             except (AnchorError, SourceError) as error:
                 raise _FallError([patch], str(error)) from error
-        lines = {
-            patch: tuple(c.lineno(source) for c in changes if c.patch == patch) for patch in patches
-        }
         try:
             after = rewrite(source, tree, changes, compiled=not known)
         except OverlapError as error:
             raise _FallError(error.patches, str(error)) from error
         except CommfixError as error:
             raise _FallError(patches, str(error)) from error
-        modules[module] = Rewritten(module, source, after, lines)
+        modules[module] = Rewritten(source, after, tuple(patches))
     return modules

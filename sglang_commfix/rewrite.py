@@ -162,10 +162,6 @@ class Change:
     edit: Edit
     anchor: Anchor | None
 
-    def lineno(self, source: Source) -> int:
-        """Return the line (from 1) that the edit is made at."""
-        return len(source.lines) if self.anchor is None else self.anchor.first.lineno
-
 
 class OverlapError(AnchorError):
     """Two patches want to change the same statements."""

@@ -79,7 +79,7 @@ class Session:
         if self.plan is None or module.__name__ not in self.plan.modules:
             return
         self._unverified.discard(module.__name__)
-        expected = tuple(self.plan.modules[module.__name__].lines)
+        expected = self.plan.modules[module.__name__].patches
         if module.__dict__.get(MARK) == expected:
             log.logger().debug("%s runs with %s", module.__name__, ", ".join(expected))
             return

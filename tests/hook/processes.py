@@ -12,8 +12,6 @@ from pathlib import Path
 from fake import FAULTY, FILE, Upstream, patch, write_sglang
 
 
-MODULE_IN_USE = "sglang.srt.layers.communicator"
-
 # The real register knows nothing of the stand-in, so a process under test gets another one. This
 # is the only thing that is not as it is for a user.
 USE_REGISTER = """
