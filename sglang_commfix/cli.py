@@ -260,6 +260,7 @@ def _explained(patch: Patch) -> dict[str, object]:
         "title": patch.title,
         "affected": patch.range,
         "fixed_in": patch.fixed_in,
+        "fixes": list(patch.fixes),
         "links": list(patch.links),
         "edits": sorted({str(edit.target) for edit in patch.edits}),
         **{name: getattr(patch, name) for _, name in _TEXTS},
@@ -269,6 +270,9 @@ def _explained(patch: Patch) -> dict[str, object]:
 def _explanation(patch: Patch) -> str:
     lines = [f"{patch.id}  ({patch.kind})", patch.title, ""]
     lines += [f"Affected: sglang {patch.range}    Fixed in: {patch.fixed_in}"]
+    if patch.fixes:
+        pulls = ", ".join(f"#{pr}" for pr in patch.fixes)
+        lines += [f"Repairs upstream's own version of: {pulls}"]
     for heading, name in _TEXTS:
         lines += ["", heading, textwrap.indent(getattr(patch, name), "    ")]
     lines += ["", "Upstream", *(f"    {link}" for link in patch.links)]

@@ -60,7 +60,13 @@ class Decision:
 def decide(register: Register, sglang: Sglang, allow_unknown: frozenset[str]) -> list[Decision]:
     """Decide for each patch of the register whether this sglang needs it, selected or not."""
     guard = _Guard(register, sglang)
-    return [guard.decide(patch, patch.id in allow_unknown) for patch in register.patches]
+    decisions = {p.id: guard.decide(p, p.id in allow_unknown) for p in register.patches}
+    for decision in decisions.values():
+        for other in register.repairs_of(decision.patch):
+            if decision.verdict == "not-needed" and decisions[other.id].needed:
+                reason = f"{decision.reason}, with a fault that {other.id} repairs"
+                decisions[decision.patch.id] = replace(decision, reason=reason)
+    return list(decisions.values())
 
 
 class _Guard:

@@ -121,7 +121,10 @@ class Fingerprints:
 
 @dataclass(frozen=True)
 class Patch:
-    """An entry of the register. The texts are for people; see ``CONTRIBUTING.md``."""
+    """An entry of the register. The texts are for people; see ``CONTRIBUTING.md``.
+
+    ``fixes`` holds the numbers of the upstream pull requests whose published version has the fault.
+    """
 
     id: str
     order: int
@@ -129,6 +132,7 @@ class Patch:
     kind: Kind
     affected: SpecifierSet
     fixed_in: str
+    fixes: tuple[int, ...]
     links: tuple[str, ...]
     requires: tuple[str, ...]
     conflicts: tuple[str, ...]
@@ -153,14 +157,18 @@ class Patch:
         scopes = [edit.target for edit in self.edits if edit.target.scope]
         return tuple(dict.fromkeys([*scopes, *self.witnesses]))
 
+    @property
+    def affected_releases(self) -> tuple[str, ...]:
+        """The published releases that have the fault, oldest first."""
+        return tuple(r for r in self.fingerprints.releases if self.affected.contains(r, True))
+
     def edits_for(self, release: str) -> tuple[Edit, ...]:
         """Return the edits that ``release`` takes."""
         return tuple(edit for edit in self.edits if edit.releases.contains(release, True))
 
     def variants(self) -> tuple[tuple[Edit, ...], ...]:
         """Return the distinct sets of edits that affected releases take."""
-        affected = (r for r in self.fingerprints.releases if self.affected.contains(r, True))
-        return tuple(dict.fromkeys(self.edits_for(release) for release in affected))
+        return tuple(dict.fromkeys(self.edits_for(release) for release in self.affected_releases))
 
 
 @dataclass(frozen=True)
@@ -175,14 +183,25 @@ class Register:
             for other in (*patch.requires, *patch.conflicts):
                 if other not in ids:
                     raise RegisterError(f"{patch.id}: it names {other}, which is not in patches/")
+            for repair in self.repairs_of(patch):
+                both = set(patch.affected_releases) & set(repair.affected_releases)
+                if both:
+                    raise RegisterError(
+                        f"{repair.id}: it fixes upstream's version of #{patch.pr}, which sglang "
+                        f"{patch.fingerprints.spans(tuple(both))} has not: {patch.id} brings it"
+                    )
 
     def __getitem__(self, patch_id: str) -> Patch:
         return next(patch for patch in self.patches if patch.id == patch_id)
 
     def matching(self, word: str) -> tuple[Patch, ...]:
-        """Return the patches that an id or a PR number (``24785``, ``#24785``) selects."""
+        """Return the patches that an id or a PR number (``24785``, ``#24785``) names."""
         pr = word.removeprefix("#")
         return tuple(p for p in self.patches if word == p.id or pr == str(p.pr))
+
+    def repairs_of(self, patch: Patch) -> tuple[Patch, ...]:
+        """Return the patches that fix upstream's published version of ``patch``."""
+        return tuple(p for p in self.patches if patch.pr in p.fixes and patch.pr != p.pr)
 
     @property
     def words(self) -> str:
@@ -263,6 +282,7 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
         kind=data["kind"],
         affected=affected,
         fixed_in=data["fixed_in"],
+        fixes=tuple(data.get("fixes", ())),
         links=tuple(data["links"]),
         requires=tuple(data.get("requires", ())),
         conflicts=tuple(data.get("conflicts", ())),

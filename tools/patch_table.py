@@ -40,8 +40,9 @@ _RELEASES_HEAD = """\
 Made by `python tools/patch_table.py`; a test compares every cell with the decision on the source of
 the published release.
 
-**apply**: the release has the fault. *fixed*: it has the fix. *sound*: it has the code, but not the
-fault. An empty cell: what the patch is for is not there.
+**apply**: the release has the fault, or lacks what the patch brings. *fixed*: it has upstream's
+version. *faulty*: it has upstream's version, with a fault that the patch named beside it repairs.
+*sound*: it has the code, but not the fault. An empty cell: what the patch is for is not there.
 
 """
 
@@ -53,14 +54,14 @@ def render_releases(register: Register) -> str:
         ["sglang", *names],
         ["---"] * (len(names) + 1),
         *(
-            [release, *(state(patch, release) for patch in register.patches)]
+            [release, *(state(register, patch, release) for patch in register.patches)]
             for release in register.patches[0].fingerprints.releases
         ),
     ]
     return _RELEASES_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def state(patch: Patch, release: str) -> str:
+def state(register: Register, patch: Patch, release: str) -> str:
     """Return what ``docs/releases.md`` says of a patch in a release."""
     if patch.affected.contains(release, True):
         return "**apply**"
@@ -68,7 +69,10 @@ def state(patch: Patch, release: str) -> str:
     edited = {edit.target for edit in patch.edits if edit.target.scope}
     if all(patch.fingerprints.targets[target][index] is None for target in edited):
         return ""
-    return "*fixed*" if Version(release) >= Version(patch.fixed_in) else "*sound*"
+    if Version(release) < Version(patch.fixed_in):
+        return "*sound*"
+    repairs = [p.id for p in register.repairs_of(patch) if release in p.affected_releases]
+    return f"*faulty*: {', '.join(repairs)}" if repairs else "*fixed*"
 
 
 def render(register: Register) -> str:
@@ -79,7 +83,7 @@ def render(register: Register) -> str:
 
 
 def _row(patch: Patch) -> str:
-    affected = [r for r in patch.fingerprints.releases if patch.affected.contains(r, True)]
+    affected = patch.affected_releases
     pr = next((link for link in patch.links if link.endswith(f"/pull/{patch.pr}")), None)
     cells = [
         f"[{patch.id}]({patch.id}/patch.toml)",

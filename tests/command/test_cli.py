@@ -15,7 +15,9 @@ from sglang_commfix import cli, register
 @pytest.fixture(autouse=True)
 def own_register(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = patch("2-fast", kind="performance", edit=[edit(find="return size > 0", before="pass")])
-    loaded = upstream.register(tmp_path / "patches", patch(links=["https://example.org/1"]), fast)
+    loaded = upstream.register(
+        tmp_path / "patches", patch(links=["https://example.org/1"], fixes=[7, 8]), fast
+    )
     for module in (cli, sglang_commfix.embed):
         monkeypatch.setattr(module, "load", lambda: loaded)
     for name in ("", "_STRICT", "_ALLOW_UNKNOWN", "_LOG"):
@@ -285,11 +287,13 @@ class TestExplain:
         for text in ("Symptom", "Cause", "Who is hit", "What is changed", "When to drop it"):
             assert text in ran.out
         assert "https://example.org/1" in ran.out
+        assert "Repairs upstream's own version of: #7, #8" in ran.out
 
     def test_as_json(self, capsys: pytest.CaptureFixture[str]) -> None:
         data = json.loads(Ran(capsys, "explain", "--json", "1-guard").out)
         assert data["schema"] == 1
         assert data["patches"][0]["symptom"] == "text"
+        assert data["patches"][0]["fixes"] == [7, 8]
 
 
 def test_the_report_of_the_python_interface_is_that_of_the_command(

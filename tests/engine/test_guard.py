@@ -53,6 +53,21 @@ def test_source_with_the_fix_is_left_alone(register: Register, tmp_path: Path) -
     assert made.uninstall
 
 
+def test_a_fault_of_upstreams_own_fix_is_named_with_its_repair(tmp_path: Path) -> None:
+    upstream = Upstream()
+    upstream.releases["1.4"] = {MODULE: dedented(FIXED.replace("is True", ""))}
+    repair = patch("2-repair", affected=">=1.3,<1.4", fixed_in="1.4", fixes=[1])
+    repair["edit"] = [edit(find=GUARD.replace(":", " is True:"), replace=GUARD)]
+    register = upstream.register(tmp_path / "patches", patch(), repair)
+
+    made = plan(register, write_sglang(tmp_path / "old", {FILE: FAULTY}))
+    assert verdicts(made) == {"1-guard": "apply", "2-repair": "not-needed"}
+    made = plan(register, write_sglang(tmp_path / "new", {FILE: FIXED}, "1.3"))
+    assert verdicts(made) == {"1-guard": "not-needed", "2-repair": "apply"}
+    assert reason(made) == "sglang has the fix since 1.3, with a fault that 2-repair repairs"
+    assert not made.uninstall
+
+
 def test_source_that_never_had_the_fault_is_left_alone(tmp_path: Path) -> None:
     before = FAULTY.replace("size > 0", "bool(size)")
     upstream = Upstream()

@@ -42,6 +42,14 @@ def test_a_faulty_entry_is_named_with_its_fault(
         pytest.fail("the entry was accepted")
 
 
+def test_what_fixes_upstreams_version_affects_no_release_without_it(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    message = "2-repair: it fixes upstream's version of #1, which sglang 1.1 to 1.2 has not"
+    with pytest.raises(RegisterError, match=message):
+        upstream.register(tmp_path, patch(), patch("2-repair", fixes=[1]))
+
+
 def test_a_text_for_people_may_not_be_missing(tmp_path: Path, upstream: Upstream) -> None:
     data = patch()
     del data["symptom"]
