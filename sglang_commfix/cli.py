@@ -263,6 +263,7 @@ def _explained(patch: Patch) -> dict[str, object]:
         "fixes": list(patch.fixes),
         "links": list(patch.links),
         "edits": sorted({str(edit.target) for edit in patch.edits}),
+        "differences": [difference.why for difference in patch.differences],
         **{name: getattr(patch, name) for _, name in _TEXTS},
     }
 
@@ -275,6 +276,9 @@ def _explanation(patch: Patch) -> str:
         lines += [f"Repairs upstream's own version of: {pulls}"]
     for heading, name in _TEXTS:
         lines += ["", heading, textwrap.indent(getattr(patch, name), "    ")]
+    if patch.differences:
+        lines += ["", "Where it decides differently from upstream"]
+        lines += [textwrap.indent(difference.why, "    ") for difference in patch.differences]
     lines += ["", "Upstream", *(f"    {link}" for link in patch.links)]
     return "\n".join(lines)
 

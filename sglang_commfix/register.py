@@ -89,6 +89,24 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A decision of the patched release that is not upstream's, on purpose.
+
+    Attributes:
+        decision: which decision, by the name of its suite in ``tests/rig/decisions/worker.py``.
+        when: the cases, as a Python expression over the axes of that suite.
+        why: the reason, for people.
+        releases: the affected releases where it is so.
+
+    """
+
+    decision: str
+    when: str
+    why: str
+    releases: SpecifierSet
+
+
+@dataclass(frozen=True)
 class Fingerprints:
     """What the published releases hold, for the targets of one patch.
 
@@ -138,6 +156,7 @@ class Patch:
     conflicts: tuple[str, ...]
     witnesses: tuple[Target, ...]
     edits: tuple[Edit, ...]
+    differences: tuple[Difference, ...]
     fingerprints: Fingerprints
     title: str
     symptom: str
@@ -288,6 +307,7 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
         conflicts=tuple(data.get("conflicts", ())),
         witnesses=tuple(_target(item) for item in data.get("witness", ())),
         edits=tuple(_edit(folder, item, affected) for item in data["edit"]),
+        differences=tuple(_difference(item, affected) for item in data.get("difference", ())),
         fingerprints=_fingerprints(folder),
         **{name: data[name].strip() for name in _TEXTS},
     )
@@ -316,6 +336,12 @@ def _edit(folder: Path, item: dict[str, Any], affected: SpecifierSet) -> Edit:
     ast.parse(find), ast.parse(text)
     releases = SpecifierSet(item["releases"]) if "releases" in item else affected
     return Edit(target, operation, find, text, releases)
+
+
+def _difference(item: Mapping[str, Any], affected: SpecifierSet) -> Difference:
+    ast.parse(item["when"], mode="eval")
+    releases = SpecifierSet(item["releases"]) if "releases" in item else affected
+    return Difference(item["decision"], item["when"], item["why"].strip(), releases)
 
 
 def _statements(text: str) -> str:

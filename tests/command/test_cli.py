@@ -12,11 +12,16 @@ import sglang_commfix
 from sglang_commfix import cli, register
 
 
+DIFFERENCES = [{"decision": "fusion", "when": "tp > 1", "why": "Rounds down."}]
+
+
 @pytest.fixture(autouse=True)
 def own_register(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = patch("2-fast", kind="performance", edit=[edit(find="return size > 0", before="pass")])
     loaded = upstream.register(
-        tmp_path / "patches", patch(links=["https://example.org/1"], fixes=[7, 8]), fast
+        tmp_path / "patches",
+        patch(links=["https://example.org/1"], fixes=[7, 8], difference=DIFFERENCES),
+        fast,
     )
     for module in (cli, sglang_commfix.embed):
         monkeypatch.setattr(module, "load", lambda: loaded)
@@ -288,12 +293,14 @@ class TestExplain:
             assert text in ran.out
         assert "https://example.org/1" in ran.out
         assert "Repairs upstream's own version of: #7, #8" in ran.out
+        assert "decides differently from upstream\n    Rounds down." in ran.out
 
     def test_as_json(self, capsys: pytest.CaptureFixture[str]) -> None:
         data = json.loads(Ran(capsys, "explain", "--json", "1-guard").out)
         assert data["schema"] == 1
         assert data["patches"][0]["symptom"] == "text"
         assert data["patches"][0]["fixes"] == [7, 8]
+        assert data["patches"][0]["differences"] == ["Rounds down."]
 
 
 def test_the_report_of_the_python_interface_is_that_of_the_command(

@@ -23,6 +23,8 @@ from sglang_commfix.register import load_folder
         ({"edit": [{"module": MODULE, "append": "absent.py"}]}, "No such file"),
         ({"edit": [edit(after="def (:")]}, "invalid syntax"),
         ({"edit": [edit(after="x = 'é'")]}, "not ASCII"),
+        ({"difference": [{"decision": "d", "when": "a >", "why": ""}]}, "invalid syntax"),
+        ({"difference": [{"decision": "d", "when": "a"}]}, "'why' is missing"),
         ({"edit": [{"scope": "f", "find": "x", "after": "y"}]}, "'module' is missing"),
     ],
 )
