@@ -33,6 +33,7 @@ class Compared:
 COMPARED = (
     Compared("19918-scattered-mlp-fusion", "fusion", "0.5.13"),
     Compared("19918-dummy-run-alignment", "warm_up", "0.5.13"),
+    Compared("qwen3-moe-ep-double-reduce", "expert_reduction", "0.5.11"),
     Compared("24785-sum-len-contract", "reduce_scatter", "0.5.12"),
 )
 

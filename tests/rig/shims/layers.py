@@ -33,6 +33,7 @@ _MODULES = {
     "vllm.model_executor.layers.activation": "sglang.srt.layers.activation",
     "vllm.model_executor.layers.layernorm": "sglang.srt.layers.layernorm",
     "xgrammar": None,
+    "xgrammar.structural_tag": None,
 }
 
 
