@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rig.releases import INSTALLED, RELEASES, Release
+from rig.releases import INSTALLED, LAYERS, Release
 
 
 HERE = Path(__file__).resolve().parent
@@ -41,6 +41,29 @@ TORCH = "torch==2.13.0"
 SUPPORTED_PYTHONS = ((3, 11), (3, 12), (3, 10), (3, 13))
 
 _STAMP = ".rig-stamp"
+
+LOOPBACK = "127.0.0.1"
+
+_VARIABLES = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    # sglang's own Triton kernels, on CPU tensors.
+    "TRITON_INTERPRET": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "OMP_NUM_THREADS": "1",
+    # Where there is a GPU, it is not for these servers.
+    "CUDA_VISIBLE_DEVICES": "",
+    "HIP_VISIBLE_DEVICES": "",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "SGLANG_HOST_IP": LOOPBACK,
+    "HOST_IP": LOOPBACK,
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+
+# What the caller has set for sglang, Python or a proxy must not decide what a test sees.
+_NOT_INHERITED = ("SGLANG", "PYTHON", "RIG_", "TRITON_", "HF_", "TORCH", "VIRTUAL_ENV")
 
 # torchvision registers these operators from its binary half. A build for CUDA cannot load that
 # half beside a CPU torch, and then `import torchvision` fails for want of their declarations.
@@ -100,6 +123,20 @@ class Environment:
         if version != INSTALLED:
             folders.append(self.release_folder(version))
         return folders
+
+    def variables(self, version: str, scratch: Path) -> dict[str, str]:
+        """What a process that imports this sglang release on a CPU must find in its environment."""
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(_NOT_INHERITED) and not name.lower().endswith("_proxy")
+        }
+        path = os.pathsep.join(map(str, [HERE / "shims", *self.import_path(version)]))
+        return {**inherited, **_VARIABLES, "TMPDIR": str(scratch), "PYTHONPATH": path}
+
+    def package_folder(self, version: str) -> Path:
+        """The folder that holds this sglang release."""
+        return self.site_packages if version == INSTALLED else self.release_folder(version)
 
     def release_folder(self, version: str) -> Path:
         return self.base / "releases" / version
@@ -271,9 +308,9 @@ def _lock(path: Path, say: Say) -> Iterator[int]:
 
 
 def _release(version: str) -> Release:
-    if version not in RELEASES:
-        raise RigError(f"unknown sglang release {version}; the rig has {', '.join(RELEASES)}")
-    return RELEASES[version]
+    if version not in LAYERS:
+        raise RigError(f"unknown sglang release {version}; the rig has {', '.join(LAYERS)}")
+    return LAYERS[version]
 
 
 def _succeeds(command: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""The sglang releases that the rig can serve, and what each needs beside the common environment."""
+"""The sglang releases that the rig knows, and what each needs beside the common environment."""
 
 from __future__ import annotations
 
@@ -18,13 +18,27 @@ class Release:
     transformers: str | None = None
 
 
+def _by_version(transformers: str | None, *versions: str) -> dict[str, Release]:
+    return {version: Release(version, transformers) for version in versions}
+
+
+# Servers start with these.
 RELEASES = {
-    release.version: release
-    for release in (
-        Release("0.5.9", transformers="4.57.1"),
-        Release("0.5.10.post1", transformers="5.3.0"),
-        Release("0.5.11"),
-        Release("0.5.12.post1"),
-        Release("0.5.13", transformers="5.8.1"),
-    )
+    **_by_version("4.57.1", "0.5.9"),
+    **_by_version("5.3.0", "0.5.10.post1"),
+    **_by_version(None, "0.5.11", "0.5.12.post1"),
+    **_by_version("5.8.1", "0.5.13"),
+}
+
+# The environment has enough for these to run a model's layers alone: see `layers/`.
+LAYERS = {
+    **_by_version("4.57.1", "0.5.1", "0.5.1.post1", "0.5.1.post2", "0.5.1.post3", "0.5.2"),
+    **_by_version("4.57.1", "0.5.3", "0.5.3.post1", "0.5.3.post2", "0.5.3.post3"),
+    **_by_version("4.57.1", "0.5.4", "0.5.4.post1", "0.5.4.post2", "0.5.4.post3"),
+    **_by_version("4.57.1", "0.5.5", "0.5.5.post1", "0.5.5.post2", "0.5.5.post3"),
+    **_by_version("4.57.1", "0.5.6", "0.5.6.post1", "0.5.6.post2", "0.5.7"),
+    **_by_version("4.57.1", "0.5.8", "0.5.8.post1", "0.5.9"),
+    **_by_version("5.3.0", "0.5.10", "0.5.10.post1"),
+    **_by_version(None, "0.5.11", "0.5.12", "0.5.12.post1"),
+    **_by_version("5.8.1", "0.5.13"),
 }

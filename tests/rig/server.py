@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rig import guard
-from rig.environment import HERE, Environment, RigError
+from rig.environment import LOOPBACK, Environment, RigError
 
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-
-LOOPBACK = "127.0.0.1"
 
 _FLAGS = (
     "--device", "cpu",
@@ -45,27 +43,6 @@ _FLAGS = (
     "--max-total-tokens", "2048",
     "--mem-fraction-static", "0.3",
 )  # fmt: skip
-
-_VARIABLES = {
-    "SGLANG_USE_CPU_ENGINE": "1",
-    # sglang's own Triton kernels, on CPU tensors.
-    "TRITON_INTERPRET": "1",
-    "TORCHDYNAMO_DISABLE": "1",
-    "OMP_NUM_THREADS": "1",
-    # Where there is a GPU, it is not for these servers.
-    "CUDA_VISIBLE_DEVICES": "",
-    "HIP_VISIBLE_DEVICES": "",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "SGLANG_HOST_IP": LOOPBACK,
-    "HOST_IP": LOOPBACK,
-    "PYTHONUNBUFFERED": "1",
-    "PYTHONWARNINGS": "ignore",
-}
-
-# What the caller has set for sglang, Python or a proxy must not decide what a test sees.
-_NOT_INHERITED = ("SGLANG", "PYTHON", "RIG_", "TRITON_", "HF_", "TORCH", "VIRTUAL_ENV")
 
 # Below the range from which the kernel hands out ports by itself.
 _PORTS = range(20_000, 30_000)
@@ -211,13 +188,7 @@ class Server:
         self._guard = guard.start(command, folder, self._process_environment(folder))
 
     def _process_environment(self, folder: Path) -> dict[str, str]:
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(_NOT_INHERITED) and not name.lower().endswith("_proxy")
-        }
-        path = [HERE / "shims", *self.environment.import_path(self.release)]
-        result = {**inherited, **_VARIABLES, "TMPDIR": str(folder / "tmp")}
+        result = self.environment.variables(self.release, folder / "tmp")
         if self.probes:
             result["RIG_PROBES"] = ",".join(self.probes)
             result["RIG_PROBE_REPORTS"] = str(folder / "reports")
@@ -227,7 +198,6 @@ class Server:
             cores = sorted(os.sched_getaffinity(0))
             lists = (str(cores[rank % len(cores)]) for rank in range(ranks))
             result["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(lists)
-        result["PYTHONPATH"] = os.pathsep.join(map(str, path))
         return {**result, **self._env}
 
     def _wait_until_healthy(self, folder: Path) -> None:
