@@ -44,6 +44,7 @@ def register() -> None:
     modules = {name: own for name, own in _MODULES.items() if name.partition(".")[0] in missing}
     sys.meta_path.append(_Finder(modules))
     wrapt.register_post_import_hook(_answer_for_amx, "torch")
+    wrapt.register_post_import_hook(_name_every_kernel, "sgl_kernel")
     wrapt.register_post_import_hook(_register_collectives_for_cpu, "sglang.srt.utils")
 
 
@@ -51,6 +52,17 @@ def _answer_for_amx(torch: Any) -> None:
     """Up to 0.5.3 sglang asks by a name that torch has given up."""
     if not hasattr(torch._C._cpu, "_is_amx_tile_supported"):
         torch._C._cpu._is_amx_tile_supported = lambda: False
+
+
+def _name_every_kernel(sgl_kernel: Any) -> None:
+    """0.5.2 imports some by name that later releases import on a GPU alone."""
+
+    def get(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return sgl_kernel._unavailable(f"sgl_kernel.{name}")
+
+    sgl_kernel.__getattr__ = get
 
 
 def _register_collectives_for_cpu(utils: ModuleType) -> None:

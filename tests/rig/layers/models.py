@@ -1,0 +1,210 @@
+"""The model classes whose decoder layers are run: real, but for attention.
+
+Attention needs a KV cache and back-ends; what it means to communication is a partial sum over the
+attention-TP ranks, of the tokens that their group holds. That is what stands in for it. MLP, experts,
+norms, LayerCommunicator and the forward function that joins them are the release's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from rig.models import CONFIGS
+
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+torch: Any = importlib.import_module("torch")
+
+Tensor = Any
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder layer class of sglang, and the attention class that it makes."""
+
+    module: str
+    layer: str
+    attention: str
+    config: Mapping[str, Any]
+
+
+MODELS = {
+    "deepseek-v3": Model(
+        "sglang.srt.models.deepseek_v2",
+        "DeepseekV2DecoderLayer",
+        "DeepseekV2AttentionMLA",
+        CONFIGS["deepseek-v3"],
+    ),
+    "glm4-moe": Model(
+        "sglang.srt.models.glm4_moe",
+        "Glm4MoeDecoderLayer",
+        "Glm4MoeAttention",
+        # Experts and their router are those of DeepSeek V3.
+        {**CONFIGS["deepseek-v3"], "partial_rotary_factor": 0.5, "use_qk_norm": False},
+    ),
+    "qwen3-moe": Model(
+        "sglang.srt.models.qwen3_moe",
+        "Qwen3MoeDecoderLayer",
+        "Qwen3MoeAttention",
+        CONFIGS["qwen3-moe"],
+    ),
+}
+
+
+def configure(model: str, layers: str) -> dict[str, Any]:
+    """The model's configuration, with dense and sparse layers as asked."""
+    config = {**MODELS[model].config, "num_hidden_layers": len(layers)}
+    if "first_k_dense_replace" in config:
+        dense = len(layers) - len(layers.lstrip("D"))
+        for every in (1, 2):
+            config |= {"first_k_dense_replace": dense, "moe_layer_freq": every}
+            if layers == "".join(_kind(config, layer) for layer in range(len(layers))):
+                return config
+    elif set(layers) == {"S"}:
+        return config
+    raise ValueError(f"{model} cannot be configured to have layers {layers}")
+
+
+def _kind(config: Mapping[str, Any], layer: int) -> str:
+    sparse = layer >= config["first_k_dense_replace"] and layer % config["moe_layer_freq"] == 0
+    return "S" if sparse else "D"
+
+
+def make_weights(config: Mapping[str, Any], kind: str, seed: int) -> dict[str, Tensor]:
+    """Of one layer, float32. Every sub-layer adds about as much as it is added to."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, experts = config["hidden_size"], _number_of_experts(config)
+
+    def normal(*shape: int, scale: float | None = None) -> Tensor:
+        scale = shape[-1] ** -0.5 if scale is None else scale
+        return torch.randn(*shape, generator=generator) * scale
+
+    def mlp(size: int, *leading: int) -> dict[str, Tensor]:
+        return {
+            "gate": normal(*leading, size, hidden),
+            "up": normal(*leading, size, hidden),
+            "down": normal(*leading, hidden, size, scale=2 * size**-0.5),
+        }
+
+    weights = {
+        "input_layernorm": 1 + normal(hidden, scale=0.1),
+        "post_attention_layernorm": 1 + normal(hidden, scale=0.1),
+        "attention": normal(hidden, hidden),
+    }
+    if kind == "D":
+        return weights | mlp(config["intermediate_size"])
+    weights["router"] = normal(experts, hidden, scale=2 * hidden**-0.5)
+    if config.get("topk_method") == "noaux_tc":
+        weights["router_bias"] = normal(experts, scale=0.1)
+    size = config["moe_intermediate_size"]
+    weights |= {f"experts.{name}": tensor for name, tensor in mlp(size, experts).items()}
+    if shared := config.get("n_shared_experts"):
+        weights |= {f"shared.{name}": tensor for name, tensor in mlp(size * shared).items()}
+    return weights
+
+
+def make_layer(
+    model: str, config: Mapping[str, Any], layer: int, weights: Mapping[str, Tensor]
+) -> Any:
+    """The real decoder layer, with this rank's share of the weights in it."""
+    description = MODELS[model]
+    module = importlib.import_module(description.module)
+    setattr(module, description.attention, _Attention)
+    instance = getattr(module, description.layer)(
+        config=_as_sglang_reads_it(config), layer_id=layer
+    )
+    _load(instance, weights)
+    if hasattr(instance.mlp, "experts"):
+        _map_experts_on_cpu(instance.mlp.experts)
+    return instance
+
+
+class _Attention(torch.nn.Module):  # type: ignore[misc]
+    """Leaves each attention-TP rank with a partial sum, as the real output projection does."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+        self.weight: Tensor = None
+        # GLM's layer asks how it is quantised.
+        self.qkv_proj = SimpleNamespace(quant_method=None)
+
+    def forward(self, *_: Any, hidden_states: Tensor, **__: Any) -> Tensor:
+        attention: Any = importlib.import_module("sglang.srt.layers.dp_attention")
+        size = hidden_states.shape[-1] // attention.get_attention_tp_size()
+        own = slice(
+            attention.get_attention_tp_rank() * size, (attention.get_attention_tp_rank() + 1) * size
+        )
+        return hidden_states[:, own] @ self.weight[own]
+
+    def prepare_qkv_latent(self, *_: Any) -> None:
+        raise NotImplementedError("there is no latent here")
+
+
+def _as_sglang_reads_it(config: Mapping[str, Any]) -> SimpleNamespace:
+    rope = {"rope_theta": config["rope_theta"], "rope_type": "default"}
+    return SimpleNamespace(**{"rope_scaling": None, **config, "rope_parameters": rope})
+
+
+def _number_of_experts(config: Mapping[str, Any]) -> int:
+    return int(config.get("n_routed_experts") or config["num_experts"])
+
+
+def _load(layer: Any, weights: Mapping[str, Tensor]) -> None:
+    """Through the parameters' own loaders, which know what of it is this rank's."""
+    layer.self_attn.weight = weights["attention"]
+    for name, parameter in layer.named_parameters():
+        if name.endswith("layernorm.weight"):
+            parameter.data.copy_(weights[name.removesuffix(".weight")])
+        elif name == "mlp.gate.weight":
+            parameter.data.copy_(weights["router"])
+        elif name == "mlp.gate.e_score_correction_bias":
+            parameter.data.copy_(weights["router_bias"])
+        elif name.startswith("mlp.experts."):
+            _load_experts(name, parameter, layer.mlp.experts, weights)
+        else:
+            _load_projection(name, parameter, weights)
+    for module in layer.modules():
+        method = getattr(module, "quant_method", None)
+        if method is not None:
+            method.process_weights_after_loading(module)
+
+
+def _load_projection(name: str, parameter: Any, weights: Mapping[str, Tensor]) -> None:
+    prefix = "shared." if "shared_experts" in name else ""
+    if name.endswith("gate_up_proj.weight"):
+        parameter.weight_loader(parameter, weights[f"{prefix}gate"], 0)
+        parameter.weight_loader(parameter, weights[f"{prefix}up"], 1)
+    elif name.endswith("down_proj.weight"):
+        parameter.weight_loader(parameter, weights[f"{prefix}down"])
+    else:
+        raise NotImplementedError(f"no weights for {name}")
+
+
+def _load_experts(name: str, parameter: Any, experts: Any, weights: Mapping[str, Tensor]) -> None:
+    shards = {"w13_weight": (("w1", "gate"), ("w3", "up")), "w2_weight": (("w2", "down"),)}
+    for shard, source in shards[name.rpartition(".")[2]]:
+        for expert, tensor in enumerate(weights[f"experts.{source}"]):
+            # As the public loader does when the server has placed the experts.
+            experts._weight_loader_physical(
+                param=parameter,
+                loaded_weight=tensor,
+                weight_name=name,
+                shard_id=shard,
+                expert_id=expert,
+            )
+
+
+def _map_experts_on_cpu(experts: Any) -> None:
+    """Up to 0.5.9 the map of global to local experts is made at first use, on a GPU."""
+    if getattr(experts, "expert_map_cpu", None) is not None:
+        experts.expert_map_gpu = experts.expert_map_cpu
+    dispatcher: Any = getattr(experts, "dispatcher", None)
+    if experts.moe_ep_size > 1 and hasattr(dispatcher, "local_expert_mapping"):
+        local = map(experts._map_global_expert_id_to_local_expert_id, range(experts.num_experts))
+        dispatcher.local_expert_mapping = torch.tensor(list(local), dtype=torch.int32)

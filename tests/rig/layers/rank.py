@@ -1,0 +1,283 @@
+"""One rank: process groups as the release makes them, a padded batch, the layers, the comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from rig.layers import fusion, reference
+from rig.layers.case import Case, LayerTrace, RankReport
+from rig.layers.collectives import Recorder
+from rig.layers.models import configure, make_layer, make_weights
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+torch: Any = importlib.import_module("torch")
+
+Tensor = Any
+
+_COMMUNICATION = {
+    "prepare_attn": "_communicate_simple_fn",
+    "prepare_mlp": "_communicate_with_all_reduce_and_layer_norm_fn",
+    "postprocess_layer": "_communicate_summable_tensor_pair_fn",
+}
+_QUESTIONS = ("should_use_reduce_scatter", "should_fuse_mlp_allreduce_with_next_layer")
+
+
+def run(case: Case, rank: int, rendezvous: str, checkpoint: str) -> RankReport:
+    """Raises whatever sglang raises."""
+    recorder = Recorder()
+    server_args = _start_runtime(case, rank, rendezvous, checkpoint, recorder)
+    attention: Any = importlib.import_module("sglang.srt.layers.dp_attention")
+    group = attention.get_attention_dp_rank() * case.layout.attn_cp + _context_rank(case)
+
+    config = configure(case.model, case.layers)
+    weights = [make_weights(config, kind, seed) for seed, kind in enumerate(case.layers)]
+    layers = [make_layer(case.model, config, number, own) for number, own in enumerate(weights)]
+
+    batch = _make_batch(case, group, server_args)
+    tokens, padded = case.tokens[group], len(batch.input_ids)
+    given = _hidden_states(tokens, config, seed=1000 + group)
+    # What stands in padded rows is anybody's guess, and must not matter.
+    garbage = _hidden_states(padded - tokens, config, seed=2000 + group)
+    hidden_states, traces = _forward(layers, torch.cat((given, garbage)), batch, recorder)
+
+    if len(hidden_states) != padded:
+        raise AssertionError(f"{len(hidden_states)} tokens came out of the layers, not {padded}")
+    expected = reference.forward(given.double(), weights, config)
+    return RankReport(
+        relative_error=_relative_error(hidden_states[:tokens], expected),
+        shape=tuple(hidden_states.shape),
+        padding=batch.dp_padding_mode.name if batch.dp_padding_mode is not None else None,
+        layers=tuple(traces),
+    )
+
+
+def _start_runtime(
+    case: Case, rank: int, rendezvous: str, checkpoint: str, recorder: Recorder
+) -> Any:
+    """What a scheduler process does before it makes its model."""
+    state: Any = importlib.import_module("sglang.srt.distributed.parallel_state")
+    attention: Any = importlib.import_module("sglang.srt.layers.dp_attention")
+    moe: Any = importlib.import_module("sglang.srt.layers.moe.utils")
+    torch.set_num_threads(1)
+    layout = case.layout
+    server_args = _server_args(case, checkpoint)
+    _publish(server_args)
+    moe.initialize_moe_config(server_args)
+    _call(
+        state.init_distributed_environment,
+        world_size=layout.tp,
+        rank=rank,
+        local_rank=rank,
+        backend="gloo",
+        distributed_init_method=rendezvous,
+    )
+    _call(
+        state.initialize_model_parallel,
+        tensor_model_parallel_size=layout.tp,
+        expert_model_parallel_size=layout.ep,
+        attention_data_parallel_size=layout.dp,
+        attention_context_model_parallel_size=layout.attn_cp,
+        moe_data_model_parallel_size=layout.moe_dp,
+    )
+    hidden_size = configure(case.model, case.layers)["hidden_size"]
+    attention.initialize_dp_attention(
+        server_args,
+        SimpleNamespace(hidden_size=hidden_size, dtype=torch.float32, hf_config=SimpleNamespace()),
+    )
+    recorder.instrument(state.GroupCoordinator)
+    if case.fusion:
+        fusion.enable(recorder)
+    return server_args
+
+
+def _server_args(case: Case, checkpoint: str) -> Any:
+    module: Any = importlib.import_module("sglang.srt.server_args")
+    layout = case.layout
+    wanted = {
+        "tp_size": layout.tp,
+        "dp_size": layout.dp,
+        "ep_size": layout.ep,
+        "enable_dp_attention": layout.dp > 1,
+        "moe_dense_tp_size": layout.moe_dense_tp,
+    }
+    if (layout.attn_cp, layout.moe_dp) != (1, 1):
+        wanted |= {"attn_cp_size": layout.attn_cp, "moe_dp_size": layout.moe_dp}
+    server_args = module.ServerArgs(
+        model_path=checkpoint,
+        device="cpu",
+        attention_backend="torch_native",
+        dtype="float32",
+        grammar_backend="none",
+        mem_fraction_static=0.3,
+        disable_cuda_graph=True,
+        disable_shared_experts_fusion=True,
+        **wanted,
+    )
+    for name, value in wanted.items():
+        if getattr(server_args, name) != value:
+            raise AssertionError(f"sglang made {name} {getattr(server_args, name)}, not {value}")
+    # It switches this off by itself where there is no GPU.
+    server_args.enable_flashinfer_allreduce_fusion = case.fusion
+    return server_args
+
+
+def _publish(server_args: Any) -> None:
+    module: Any = importlib.import_module("sglang.srt.server_args")
+    if hasattr(module, "set_global_server_args_for_scheduler"):
+        module.set_global_server_args_for_scheduler(server_args)
+        return
+    # 0.5.3.post1 and before.
+    batch: Any = importlib.import_module("sglang.srt.managers.schedule_batch")
+    speculative: Any = importlib.import_module("sglang.srt.speculative.spec_info")
+    batch.global_server_args_dict.update(
+        {name: getattr(server_args, name) for name in batch.GLOBAL_SERVER_ARGS_KEYS},
+        speculative_algorithm=speculative.SpeculativeAlgorithm.from_string(None),
+    )
+
+
+def _context_rank(case: Case) -> int:
+    if case.layout.attn_cp == 1:
+        return 0
+    state: Any = importlib.import_module("sglang.srt.distributed.parallel_state")
+    return int(state.get_attn_context_model_parallel_rank())
+
+
+def _make_batch(case: Case, group: int, server_args: Any) -> Any:
+    """A real ForwardBatch, padded by the release's own rule."""
+    info: Any = importlib.import_module("sglang.srt.model_executor.forward_batch_info")
+    utils: Any = importlib.import_module("sglang.srt.utils")
+    tokens = case.tokens[group]
+    decode = case.forward == "decode"
+    requests = tokens if decode else min(tokens, 1)
+    mode = info.ForwardMode.DECODE if decode else info.ForwardMode.EXTEND
+    if tokens == 0:
+        mode = info.ForwardMode.IDLE
+    known = {
+        "forward_mode": mode,
+        "batch_size": requests,
+        "input_ids": torch.zeros(tokens, dtype=torch.int64),
+        "req_pool_indices": torch.zeros(requests, dtype=torch.int64),
+        "seq_lens": torch.ones(requests, dtype=torch.int64),
+        "seq_lens_cpu": torch.ones(requests, dtype=torch.int64),
+        "out_cache_loc": torch.zeros(tokens, dtype=torch.int64),
+        "positions": torch.zeros(tokens, dtype=torch.int64),
+        "seq_lens_sum": requests,
+        "lora_ids": [None] * requests,
+    }
+    fields = {field.name for field in dataclasses.fields(info.ForwardBatch)}
+    batch = info.ForwardBatch(**{k: v for k, v in known.items() if k in fields})
+    batch.is_extend_in_batch = not decode
+    if case.layout.attn_cp > 1:
+        batch.attn_cp_metadata = SimpleNamespace(per_rank_actual_token=list(case.tokens))
+    if server_args.enable_dp_attention or utils.require_gathered_buffer(server_args):
+        counts = list(case.tokens) if utils.require_mlp_tp_gather(server_args) else [tokens]
+        batch.global_num_tokens_cpu = counts
+        batch.global_num_tokens_gpu = torch.tensor(counts)
+        batch.global_num_tokens_for_logprob_cpu = list(counts)
+        batch.global_num_tokens_for_logprob_gpu = torch.tensor(counts)
+        if case.padding is not None:
+            _force_padding(case.padding)
+        batch.prepare_mlp_sync_batch(
+            SimpleNamespace(
+                attn_backend=SimpleNamespace(get_cuda_graph_seq_len_fill_value=lambda: 1),
+                is_draft_worker=False,
+                server_args=server_args,
+            )
+        )
+    return batch
+
+
+def _force_padding(name: str) -> None:
+    attention: Any = importlib.import_module("sglang.srt.layers.dp_attention")
+    modes = attention.DpPaddingMode
+    modes.get_dp_padding_mode = classmethod(lambda cls, *args, **kwargs: modes[name])
+
+
+def _hidden_states(tokens: int, config: dict[str, Any], seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tokens, config["hidden_size"], generator=generator)
+
+
+def _forward(
+    layers: list[Any], hidden_states: Tensor, batch: Any, recorder: Recorder
+) -> tuple[Tensor, list[LayerTrace]]:
+    """As the model's own loop over its layers does it, up to the final norm."""
+    residual = None
+    traces = []
+    for layer in layers:
+        answers: dict[str, bool] = {}
+        collectives: dict[str, list[str]] = {}
+        _observe(layer, answers, recorder)
+        with recorder.into(collectives), torch.no_grad():
+            hidden_states, residual, *_ = _call(
+                layer.forward,
+                positions=batch.positions,
+                hidden_states=hidden_states,
+                forward_batch=batch,
+                residual=residual,
+                zero_allocator=None,
+            )
+        traces.append(_trace(layer.layer_communicator, answers, collectives))
+    return (hidden_states if residual is None else hidden_states + residual), traces
+
+
+def _observe(layer: Any, answers: dict[str, bool], recorder: Recorder) -> None:
+    """On the instances, so that the classes stay what the release, or a patch, made them."""
+    communicator = layer.layer_communicator
+
+    def in_step(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with recorder.step(name):
+                return function(*args, **kwargs)
+
+        return wrapper
+
+    def asked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            answers[name] = bool(answer := function(*args, **kwargs))
+            return answer
+
+        return wrapper
+
+    for name in _COMMUNICATION:
+        setattr(communicator, name, in_step(name, getattr(communicator, name)))
+    for name in _QUESTIONS:
+        setattr(communicator, name, asked(name, getattr(communicator, name)))
+    layer.mlp.forward = in_step("mlp", layer.mlp.forward)
+
+
+def _trace(
+    communicator: Any, answers: dict[str, bool], collectives: dict[str, list[str]]
+) -> LayerTrace:
+    functions = {}
+    for step, attribute in _COMMUNICATION.items():
+        function = getattr(communicator, attribute)
+        functions[step] = getattr(function, "func", function).__name__
+    modes = communicator.layer_scatter_modes
+    return LayerTrace(
+        modes.mlp_mode.name, modes.layer_output_mode.name, functions, answers, collectives
+    )
+
+
+def _relative_error(actual: Tensor, expected: Tensor) -> float:
+    if len(expected) == 0:
+        return 0.0
+    scale = expected.pow(2).mean().sqrt()
+    return float((actual.double() - expected).abs().max() / scale)
+
+
+def _call(function: Callable[..., Any], **kwargs: Any) -> Any:
+    """With those of the arguments that this release's function has."""
+    parameters = inspect.signature(function).parameters
+    return function(**{name: value for name, value in kwargs.items() if name in parameters})

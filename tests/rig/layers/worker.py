@@ -1,0 +1,139 @@
+"""Imports sglang once and forks the ranks of every case: `python -m rig.layers.worker`.
+
+A line of JSON on standard input is a case, one on standard output its outcome. The first line on
+standard output says that sglang is imported, and which. Everything else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from multiprocessing import connection
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from rig.layers.case import Case, RankReport
+from rig.shims import layers as shims
+
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+
+_PATIENCE = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    answers = _keep_standard_output()
+    shims.register()
+    _import_sglang()
+    sglang: Any = importlib.import_module("sglang")
+    _answer(answers, {"sglang": str(Path(sglang.__file__).parent)})
+    for line in sys.stdin:
+        request = json.loads(line)
+        ranks = _run(Case.from_json(request["case"]), request["checkpoint"])
+        _answer(answers, {"ranks": [report.to_json() for report in ranks]})
+
+
+def _keep_standard_output() -> IO[str]:
+    """For answers alone: whatever else is printed here goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _answer(answers: IO[str], content: object) -> None:
+    print(json.dumps(content), file=answers, flush=True)
+
+
+def _import_sglang() -> None:
+    for name in (
+        "sglang.srt.model_executor.forward_batch_info",
+        "sglang.srt.models.deepseek_v2",
+        "sglang.srt.models.glm4_moe",
+        "sglang.srt.models.qwen3_moe",
+    ):
+        importlib.import_module(name)
+
+
+def _run(case: Case, checkpoint: str) -> list[RankReport]:
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        rendezvous = f"file://{folder}/rendezvous"
+        processes, pipes = [], []
+        for rank in range(case.layout.tp):
+            ours, theirs = context.Pipe()
+            pipes.append(ours)
+            process = context.Process(
+                target=_rank, args=(case, rank, rendezvous, checkpoint, theirs, pipes)
+            )
+            process.start()
+            theirs.close()
+            processes.append(process)
+        try:
+            return _collect(pipes)
+        finally:
+            for pipe in pipes:
+                pipe.close()
+            for process in processes:
+                process.join(5)
+                process.kill()
+                process.join()
+
+
+def _collect(ranks: list[Connection]) -> list[RankReport]:
+    reports = [RankReport(error=f"no answer in {_PATIENCE:.0f} s")] * len(ranks)
+    waiting = list(ranks)
+    deadline = time.monotonic() + _PATIENCE
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for ready in connection.wait(waiting, left):
+            assert isinstance(ready, multiprocessing.connection.Connection)
+            try:
+                report = RankReport.from_json(ready.recv())
+            except EOFError:
+                report = RankReport(error="ended without an answer")
+            reports[ranks.index(ready)] = report
+            waiting.remove(ready)
+            if report.error is not None:
+                # The others wait for it in some collective, for as long as gloo has patience.
+                deadline = min(deadline, time.monotonic() + 2)
+    return reports
+
+
+def _rank(
+    case: Case,
+    rank: int,
+    rendezvous: str,
+    checkpoint: str,
+    parent: Connection,
+    inherited: list[Connection],
+) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for pipe in inherited:
+        # The parent's ends: as long as one is open here, nobody sees the parent close it.
+        pipe.close()
+    run = importlib.import_module("rig.layers.rank").run
+    try:
+        report = run(case, rank, rendezvous, checkpoint)
+    except Exception:
+        report = RankReport(error=traceback.format_exc())
+    parent.send(report.to_json())
+    if report.error is None:
+        # Not before the others are done: their last collective may still need this end of it.
+        with contextlib.suppress(EOFError):
+            parent.recv()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

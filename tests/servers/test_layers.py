@@ -1,0 +1,321 @@
+"""The numbers: real decoder layers on real process groups, against one process in float64.
+
+Which release has a fault, and which it is, comes from the register; here is what shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from packaging.specifiers import SpecifierSet
+from rig.environment import Environment, RigError
+from rig.layers.case import Case, Layout
+from rig.layers.observation import LayerObserver
+from rig.layers.process import LayerProcess
+from rig.releases import LAYERS, RELEASES
+
+from sglang_commfix.register import load
+
+
+pytestmark = pytest.mark.servers
+
+# float32 against float64: 1e-6 to 2e-6 were seen, and 2 to 6 where a reduction is done twice.
+ROUNDING = 1e-5
+FAULT = 1e-1
+
+REGISTER = {patch.id: patch for patch in load().patches}
+
+TP_2 = Layout(tp=2)
+DENSE_WHOLE = Layout(tp=2, moe_dense_tp=1)
+DP_2 = Layout(tp=2, dp=2)
+DP_2_EP_2 = Layout(tp=2, dp=2, ep=2)
+DP_4_EP_4 = Layout(tp=4, dp=4, ep=4)
+TP_4_CP_2 = Layout(tp=4, attn_cp=2)
+
+
+def qwen3_moe(layout: Layout, tokens: tuple[int, ...], **more: object) -> Case:
+    return Case(layout, tokens, model="qwen3-moe", layers="SSS", **more)  # type: ignore[arg-type]
+
+
+def glm4_moe(layout: Layout, tokens: tuple[int, ...], **more: object) -> Case:
+    return Case(layout, tokens, model="glm4-moe", **more)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A case that comes out otherwise without this entry of the register than with it."""
+
+    entry: str
+    case: Case
+    releases: str = ""
+    """Only these of the affected releases."""
+
+
+# Without the patch the output is wrong, or there is none; with it, it is right.
+NECESSARY = (
+    Proof("24785-sum-len-contract", Case(DP_2_EP_2, (4, 1))),
+    Proof("24785-sum-len-contract", Case(DP_2_EP_2, (3, 3), layers="DDD")),
+    Proof("24785-sum-len-contract", Case(DP_2_EP_2, (2, 5), layers="SDS")),
+    Proof("24785-sum-len-contract", Case(DP_4_EP_4, (3, 0, 5, 2))),
+    Proof("24785-sum-len-contract", glm4_moe(DP_2_EP_2, (4, 1))),
+    Proof("19918-scattered-mlp-fusion", Case(DENSE_WHOLE, (6,), fusion=True)),
+    Proof("19918-scattered-mlp-fusion", Case(DENSE_WHOLE, (5,), forward="decode", fusion=True)),
+    Proof(
+        "19918-scattered-mlp-fusion",
+        Case(Layout(tp=4, moe_dense_tp=1), (8,), "deepseek-v3", "DDS", fusion=True),
+    ),
+    Proof(
+        "19918-scattered-mlp-fusion",
+        Case(
+            Layout(tp=4, dp=2, moe_dense_tp=1), (6, 3), layers="DDS", forward="decode", fusion=True
+        ),
+        releases="<0.5.4.post1",
+    ),
+    Proof("qwen3-moe-ep-double-reduce", qwen3_moe(DP_2_EP_2, (4, 1), forward="decode")),
+    Proof("qwen3-moe-ep-double-reduce", qwen3_moe(DP_4_EP_4, (4, 0, 5, 3), forward="decode")),
+    Proof(
+        "qwen3-moe-ep-double-reduce",
+        qwen3_moe(Layout(tp=4, dp=4, ep=2), (4, 1, 0, 3), forward="decode"),
+    ),
+    Proof("11665-glm4-moe-double-reduce", glm4_moe(DP_2, (4, 1), forward="decode")),
+    Proof("11665-glm4-moe-double-reduce", glm4_moe(DP_4_EP_4, (4, 0, 5, 3), forward="decode")),
+    # The model refuses these layouts without the patch; its layers show why.
+    Proof("22003-moe-cp-decoupled", qwen3_moe(TP_4_CP_2, (5, 3))),
+    Proof("22003-moe-cp-decoupled", qwen3_moe(Layout(tp=4, ep=2, attn_cp=2), (4, 4))),
+)
+
+# Right without the patch and with it, by other collectives.
+OPTIONAL = (
+    Proof("22642-dp-reduce-scatterv", Case(DP_2_EP_2, (4, 1), padding="SUM_LEN")),
+    Proof("22642-dp-reduce-scatterv", Case(DP_4_EP_4, (3, 0, 5, 2), padding="SUM_LEN")),
+    Proof("22642-dp-reduce-scatterv", qwen3_moe(DP_4_EP_4, (3, 1, 5, 2), padding="SUM_LEN")),
+    Proof(
+        "22642-dp-reduce-scatterv",
+        glm4_moe(DP_2_EP_2, (4, 1), padding="SUM_LEN"),
+        # Before, its layers add up themselves.
+        releases=">=0.5.5",
+    ),
+    Proof(
+        "21249-cp-allreduce-fusion",
+        qwen3_moe(Layout(tp=4, attn_cp=2, moe_dp=2), (5, 3), fusion=True),
+    ),
+)
+
+# What upstream got wrong and no entry mends.
+UNMENDED = {
+    "all-reduce fused with DP attention, which nobody does unasked": (
+        ("0.5.1", "0.5.3.post1", "0.5.3.post3", "0.5.4"),
+        Case(DP_2, (4, 1), forward="decode", fusion=True),
+    ),
+    "reduce_scatterv where a DP group has several ranks (#32663)": (
+        ("0.5.11", "0.5.12.post1", "0.5.13"),
+        Case(Layout(tp=4, dp=2, ep=2), (3, 6)),
+    ),
+    "all-reduce fused over the expert-parallel ranks alone (#32963)": (
+        ("0.5.11", "0.5.12.post1", "0.5.13"),
+        Case(Layout(tp=4, ep=2), (6,), fusion=True),
+    ),
+}
+
+# Beside what the proofs run: every layout that sglang serves without a fault.
+LAYOUTS = (
+    Case(TP_2, (5,)),
+    Case(TP_2, (5,), fusion=True),
+    Case(TP_2, (3,), layers="DDD", forward="decode", fusion=True),
+    Case(DENSE_WHOLE, (5,)),
+    Case(DENSE_WHOLE, (4,), layers="DDS", forward="decode"),
+    Case(DP_2_EP_2, (0, 4)),
+    Case(DP_2_EP_2, (4, 4), forward="decode"),
+    Case(DP_2_EP_2, (4, 1), padding="MAX_LEN"),
+    Case(DP_2_EP_2, (3, 0), forward="decode", padding="SUM_LEN"),
+    qwen3_moe(TP_2, (5,), fusion=True),
+    qwen3_moe(DP_2, (4, 1)),
+    qwen3_moe(DP_2_EP_2, (4, 1), padding="SUM_LEN"),
+    glm4_moe(DP_2_EP_2, (1, 4)),
+    Case(DP_4_EP_4, (3, 0, 5, 2), forward="decode"),
+    Case(Layout(tp=4, dp=2), (3, 6)),
+    Case(Layout(tp=4, dp=2), (6, 3), forward="decode"),
+    Case(Layout(tp=4, dp=2, ep=4), (3, 0)),
+    Case(Layout(tp=4, dp=2, moe_dense_tp=1), (6, 3)),
+    Case(Layout(tp=4, dp=4, moe_dense_tp=1), (3, 1, 5, 2)),
+    Case(Layout(tp=4, ep=2), (7,)),
+    qwen3_moe(Layout(tp=4, ep=4), (7,)),
+    qwen3_moe(Layout(tp=4, dp=4, ep=2), (1, 2, 0, 3)),
+)
+
+# For the default run: unequal tokens, none at all, and both padding modes.
+SOME_RELEASES = ("0.5.9", "0.5.10.post1", "0.5.11")
+SOME_LAYOUTS = (LAYOUTS[0], LAYOUTS[5], LAYOUTS[7], LAYOUTS[13], LAYOUTS[15])
+
+
+def affected(entry: str, releases: str = "") -> list[str]:
+    """Those releases of an entry that the rig has; none before the register has the entry."""
+    if entry not in REGISTER:
+        return []
+    wanted = REGISTER[entry].affected & SpecifierSet(releases)
+    return [release for release in LAYERS if wanted.contains(release, prereleases=True)]
+
+
+def representatives(entry: str) -> set[str]:
+    """One release for each text that the entry's edits meet; one that serves, where there is."""
+    fingerprints = REGISTER[entry].fingerprints
+    edited = {edit.target for edit in REGISTER[entry].edits} & set(fingerprints.targets)
+    chosen: dict[tuple[str | None, ...], str] = {}
+    for release in affected(entry):
+        number = fingerprints.releases.index(release)
+        text = tuple(fingerprints.targets[target][number] for target in sorted(edited, key=str))
+        if chosen.get(text) not in RELEASES:
+            chosen[text] = release
+    return set(chosen.values())
+
+
+def is_on_by_default(entry: str) -> bool:
+    return REGISTER[entry].kind in ("correctness", "stability")
+
+
+def selection(entry: str) -> str:
+    """What a user puts into SGLANG_COMMFIX to have this entry."""
+    return "1" if is_on_by_default(entry) else entry
+
+
+Wanted = tuple[str | None, Case]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One test: a release, and the cases that it looks at, each with the patches selected."""
+
+    release: str
+    wanted: tuple[Wanted, ...]
+    name: str
+    by_default: bool
+
+
+def proofs(proofs: tuple[Proof, ...]) -> list[Run]:
+    """Each affected release without and with the patch.
+
+    By default one of those that share a text; of what is not on by default, if it serves.
+    """
+    return [
+        Run(
+            release,
+            ((None, proof.case), (selection(proof.entry), proof.case)),
+            f"{proof.entry}-{proof.case}",
+            release in representatives(proof.entry)
+            and (is_on_by_default(proof.entry) or release in RELEASES),
+        )
+        for proof in proofs
+        for release in affected(proof.entry, proof.releases)
+    ]
+
+
+def each(runs: Iterable[Run]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "run",
+        [
+            pytest.param(
+                run,
+                marks=() if run.by_default else pytest.mark.servers_full,
+                id=f"{run.release}-{run.name}",
+            )
+            for run in runs
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def observe(request: pytest.FixtureRequest) -> LayerObserver:
+    """Is told by the tests that were selected what there will be to see."""
+    found = (getattr(item, "callspec", None) for item in request.session.items)
+    runs = [spec.params["run"] for spec in found if spec and "run" in spec.params]
+    return LayerObserver(
+        (run.release, patches, case)
+        for run in runs
+        if isinstance(run, Run)
+        for patches, case in run.wanted
+    )
+
+
+@each(proofs(NECESSARY))
+def test_the_output_is_wrong_without_the_patch_and_right_with_it(
+    observe: LayerObserver, run: Run
+) -> None:
+    without, patched = (observe(run.release, *wanted) for wanted in run.wanted)
+
+    assert without.relative_error > FAULT
+    assert patched.relative_error < ROUNDING, patched
+
+
+@each(proofs(OPTIONAL))
+def test_other_collectives_yield_the_same_output(observe: LayerObserver, run: Run) -> None:
+    without, patched = (observe(run.release, *wanted) for wanted in run.wanted)
+
+    assert without.relative_error < ROUNDING, without
+    assert patched.relative_error < ROUNDING, patched
+    assert without.collectives != patched.collectives
+
+
+@each(
+    Run(release, (("1", case),), str(case), release in SOME_RELEASES and case in SOME_LAYOUTS)
+    for release in LAYERS
+    for case in LAYOUTS
+)
+def test_every_layout_is_right_with_all_that_is_on_by_default(
+    observe: LayerObserver, run: Run
+) -> None:
+    ((patches, case),) = run.wanted
+    outcome = observe(run.release, patches, case)
+
+    assert outcome.relative_error < ROUNDING, outcome
+
+
+@each(
+    Run(release, (("all", case),), name, by_default=False)
+    for name, (releases, case) in UNMENDED.items()
+    for release in releases
+)
+def test_a_fault_that_no_patch_mends_is_seen(observe: LayerObserver, run: Run) -> None:
+    ((patches, case),) = run.wanted
+
+    assert observe(run.release, patches, case).relative_error > FAULT
+
+
+def applied_by_default(release: str) -> set[str]:
+    return {
+        entry
+        for entry, patch in REGISTER.items()
+        if is_on_by_default(entry) and patch.affected.contains(release, prereleases=True)
+    }
+
+
+@each(
+    Run(release, ((None, LAYOUTS[0]), ("1", LAYOUTS[0])), "hook", release in SOME_RELEASES)
+    for release in LAYERS
+    if applied_by_default(release)
+)
+def test_the_start_up_hook_patches_sglang_and_without_the_variable_it_does_nothing(
+    observe: LayerObserver, run: Run
+) -> None:
+    (line,) = observe.ledger(run.release, "1")
+    applied = line.message.partition("applying ")[2].partition(";")[0]
+
+    assert set(applied.split(", ")) == applied_by_default(run.release)
+    assert observe.ledger(run.release, None) == []
+
+
+@pytest.mark.servers_full
+def test_another_sglang_than_the_one_wanted_is_an_error(
+    environment: Environment, tmp_path: Path
+) -> None:
+    without_releases = replace(environment, root=tmp_path)
+    without_releases.base.mkdir()
+    without_releases.venv.symlink_to(environment.venv)
+
+    with (
+        pytest.raises(RigError, match=r"imported from .*, not from .*/0\.5\.1/sglang"),
+        LayerProcess("0.5.1", environment=without_releases),
+    ):
+        pass
