@@ -29,4 +29,4 @@ def __getattr__(name: str) -> Callable[..., NoReturn]:
     raise AttributeError(name)
 
 
-_IMPORTED_BY_NAME = ("silu_and_mul", "allreduce", "copy_all_layer_kv_cache_cpu")
+_IMPORTED_BY_NAME = ("silu_and_mul", "allreduce")
