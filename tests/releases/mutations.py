@@ -173,9 +173,12 @@ def rename(scope: Definition, chance: random.Random) -> None:
 
 
 def change_a_constant(scope: Definition, chance: random.Random) -> None:
-    constants = [n for n in ast.walk(scope) if isinstance(n, ast.Constant)]
-    node = chance.choice(constants)
-    node.value = (node.value, 1) if isinstance(node.value, tuple) else 12345
+    strings = [n for n in ast.walk(scope) if isinstance(n, ast.JoinedStr)]
+    parts = [part for string in strings for part in string.values]
+    constants = [n for n in ast.walk(scope) if isinstance(n, ast.Constant) and n not in parts]
+    if constants:
+        node = chance.choice(constants)
+        node.value = (node.value, 1) if isinstance(node.value, tuple) else 12345
 
 
 def delete_a_statement(scope: Definition, chance: random.Random) -> None:

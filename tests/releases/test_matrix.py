@@ -108,7 +108,7 @@ def test_every_name_in_the_new_text_is_bound_where_it_is_put(release: str) -> No
             bound |= _bound(table) if table.get_type() == "function" else set()
             for added in edit.added:
                 own = {n.arg for n in ast.walk(added) if isinstance(n, ast.arg)}
-                loaded = {n.id for n in ast.walk(added) if isinstance(n, ast.Name)}
+                loaded = {n.id for n in ast.walk(added) if _loads(n)}
                 if edit.operation == "append":
                     own |= {n.id for n in ast.walk(added) if _stores(n)} | _imported(added)
                 assert loaded <= bound | own, (release, decision.patch.id)
@@ -120,6 +120,10 @@ def _bound(table: symtable.SymbolTable) -> set[str]:
         for symbol in table.get_symbols()
         if symbol.is_assigned() or symbol.is_imported() or symbol.is_parameter()
     }
+
+
+def _loads(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
 
 
 def _stores(node: ast.AST) -> bool:

@@ -29,7 +29,7 @@ def register(name: str, examine: Examine) -> None:
         @functools.wraps(initialise)
         def init_attention_backend(self: Any, *args: Any, **kwargs: Any) -> Any:
             result = initialise(self, *args, **kwargs)
-            _report(name, self.tp_rank, examine(self))
+            report(name, self.tp_rank, examine(self))
             return result
 
         model_runner.init_attention_backend = init_attention_backend
@@ -37,6 +37,7 @@ def register(name: str, examine: Examine) -> None:
     wrapt.register_post_import_hook(instrument, "sglang.srt.model_executor.model_runner")
 
 
-def _report(name: str, rank: int, content: object) -> None:
+def report(name: str, rank: int, content: object) -> None:
+    """Write a rank's report, in place of an earlier one."""
     folder = Path(os.environ["RIG_PROBE_REPORTS"])
     (folder / f"{name}.{rank}.json").write_text(json.dumps(content))

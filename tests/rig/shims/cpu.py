@@ -42,6 +42,16 @@ def _ignore_pin_memory(torch: ModuleType) -> None:
         setattr(torch, name, without_pinning(getattr(torch, name)))
 
 
+def _have_no_streams(torch: Any) -> None:
+    """Context parallelism hands the current CUDA stream to its collectives; gloo needs none."""
+    torch.cuda.current_stream = lambda device=None: None
+
+
+def _prepare_torch(torch: ModuleType) -> None:
+    _ignore_pin_memory(torch)
+    _have_no_streams(torch)
+
+
 def _register_collectives_for_cpu(common: ModuleType) -> None:
     """sglang's custom operators (its collectives) are plain torch but registered for CUDA only."""
     library: Any = common.sglang_lib
@@ -56,8 +66,72 @@ def _register_collectives_for_cpu(common: ModuleType) -> None:
 
 
 def _complete_torch_native_backend(backend: ModuleType) -> None:
-    """Padding a batch under DP attention asks the attention backend for this; it has no answer."""
-    backend.TorchNativeAttnBackend.get_cuda_graph_seq_len_fill_value = lambda self: 1
+    """What sglang asks of an attention back-end, and torch_native has no answer to.
+
+    A fill value, when a batch is padded under DP attention; and context parallelism.
+    """
+    torch_native: Any = backend.TorchNativeAttnBackend
+    torch_native.get_cuda_graph_seq_len_fill_value = lambda self: 1
+    forward_whole = torch_native.forward_extend
+
+    @functools.wraps(forward_whole)
+    def forward_extend(
+        self: Any, q: Any, k: Any, v: Any, layer: Any, batch: Any, save_kv_cache: bool = True
+    ) -> Any:
+        if getattr(batch, "attn_cp_metadata", None) is None:
+            return forward_whole(self, q, k, v, layer, batch, save_kv_cache)
+        return _forward_context_parallel(self, q, k, v, layer, batch)
+
+    torch_native.forward_extend = forward_extend
+
+
+def _forward_context_parallel(self: Any, q: Any, k: Any, v: Any, layer: Any, batch: Any) -> Any:
+    """Attend from this rank's two chunks of the prompt to all tokens up to each of them.
+
+    As sglang's FlashAttention back-end does: by its own functions, but for the kernel.
+    """
+    cp_utils: Any = importlib.import_module("sglang.srt.layers.utils.cp_utils")
+    ranks = len(batch.attn_cp_metadata.per_rank_actual_token)
+    cp_utils.cp_allgather_and_save_kv_cache(batch, layer, k, v, ranks)
+    pool = batch.token_to_kv_pool
+
+    def attend(chunk: Any, _: Any, tokens_up_to_its_end: Any, length: int) -> Any:
+        return self._run_sdpa_forward_extend(
+            chunk,
+            chunk.new_empty(len(chunk), layer.tp_q_head_num, layer.v_head_dim),
+            pool.get_key_buffer(layer.layer_id),
+            pool.get_value_buffer(layer.layer_id),
+            batch.req_to_token_pool.req_to_token,
+            batch.req_pool_indices,
+            seq_lens=tokens_up_to_its_end,
+            extend_prefix_lens=tokens_up_to_its_end - length,
+            extend_seq_lens=tokens_up_to_its_end.new_tensor([length]),
+            scaling=layer.scaling,
+            enable_gqa=layer.tp_q_head_num != layer.tp_k_head_num,
+            causal=True,
+        )
+
+    heads = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+    output = cp_utils.cp_attn_forward_extend(batch, heads, self.device, attend)
+    return output.reshape(len(q), -1)
+
+
+def _keep_context_parallelism_on_the_cpu(cp_utils: Any) -> None:
+    """It writes "cuda" where it means the model's device."""
+    cp_utils.torch = _TorchWithoutCuda(cp_utils.torch)
+
+
+class _TorchWithoutCuda:
+    """The module torch, with tensors on the CPU whatever device they are asked for."""
+
+    def __init__(self, torch: ModuleType) -> None:
+        self._torch = torch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._torch, name)
+
+    def tensor(self, data: Any, *, device: object = None, **kwargs: Any) -> Any:
+        return self._torch.tensor(data, **kwargs)
 
 
 def _use_absorbed_mla(handlers: ModuleType) -> None:
@@ -136,9 +210,10 @@ class _GlooCommunicator:
 
 
 _SHIMS: dict[str, Shim] = {
-    "torch": _ignore_pin_memory,
+    "torch": _prepare_torch,
     "sglang.srt.utils.common": _register_collectives_for_cpu,
     "sglang.srt.layers.attention.torch_native_backend": _complete_torch_native_backend,
+    "sglang.srt.layers.utils.cp_utils": _keep_context_parallelism_on_the_cpu,
     "sglang.srt.models.deepseek_common.attention_backend_handler": _use_absorbed_mla,
     "sglang.srt.layers.moe.fused_moe_native": _honour_expert_parallelism,
     "sglang.srt.distributed.device_communicators.pynccl": _replace_pynccl,
