@@ -63,19 +63,25 @@ def wanted_files(patches: Sequence[Patch]) -> list[str]:
 
 
 def fetch(release: str, files: Sequence[str]) -> Path:
-    """Return the folder with ``files`` of ``release``, downloading its wheel if need be."""
+    """Return the folder with ``files`` of ``release``, downloading its wheel if need be.
+
+    A name with a slash at its end stands for all that is below that folder.
+    """
     folder = cache_folder() / release
     stamp = folder / ".complete.json"
-    if stamp.is_file() and set(files) <= set(json.loads(stamp.read_text(encoding="utf-8"))):
+    there = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else []
+    if set(files) <= set(there):
         return folder
+    folders = tuple(name for name in files if name.endswith("/"))
     with (
         tempfile.TemporaryDirectory() as scratch,
         zipfile.ZipFile(_download(release, Path(scratch))) as wheel,
     ):
-        for name in set(files) & set(wheel.namelist()):
-            wheel.extract(name, folder)
+        for name in wheel.namelist():
+            if name in files or name.startswith(folders):
+                wheel.extract(name, folder)
     (folder / "sglang" / "srt").mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps(sorted(files)), encoding="utf-8")
+    stamp.write_text(json.dumps(sorted({*there, *files})), encoding="utf-8")
     return folder
 
 

@@ -164,6 +164,27 @@ def _honour_expert_parallelism(native: Any) -> None:
     native.moe_forward_native = moe_forward_native
 
 
+def _keep_expert_map_off_cuda(standard: Any) -> None:
+    """0.5.9 finds local experts by a table that it makes on `cuda`, whatever the device."""
+    torch = standard.torch
+
+    def on_default_device(create: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(create)
+        def wrapper(*args: Any, device: Any = None, **kwargs: Any) -> Any:
+            return create(*args, **kwargs)
+
+        return wrapper
+
+    class Torch:
+        full = staticmethod(on_default_device(torch.full))
+        arange = staticmethod(on_default_device(torch.arange))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    standard.torch = Torch()
+
+
 def _replace_pynccl(pynccl: Any) -> None:
     """`reduce_scatterv` and `all_gatherv` insist on a PyNccl communicator."""
     pynccl.PyNcclCommunicator = _GlooCommunicator
@@ -216,5 +237,6 @@ _SHIMS: dict[str, Shim] = {
     "sglang.srt.layers.utils.cp_utils": _keep_context_parallelism_on_the_cpu,
     "sglang.srt.models.deepseek_common.attention_backend_handler": _use_absorbed_mla,
     "sglang.srt.layers.moe.fused_moe_native": _honour_expert_parallelism,
+    "sglang.srt.layers.moe.token_dispatcher.standard": _keep_expert_map_off_cuda,
     "sglang.srt.distributed.device_communicators.pynccl": _replace_pynccl,
 }

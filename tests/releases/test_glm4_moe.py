@@ -1,0 +1,54 @@
+"""``11665-glm4-moe-double-reduce``: what it makes of the layer, and what upstream had made of it."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from published import RELEASES, released
+
+from sglang_commfix.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.installed import Sglang
+from sglang_commfix.plan import make_plan
+from sglang_commfix.register import Target, load
+from sglang_commfix.settings import Settings
+
+
+PATCH = "11665-glm4-moe-double-reduce"
+INIT = Target("sglang.srt.models.glm4_moe", "Glm4MoeDecoderLayer.__init__")
+AFFECTED = [r for r in RELEASES if load()[PATCH].affected.contains(r, True)]
+BEFORE_THE_FIX_WAS_LOST = AFFECTED[: AFFECTED.index("0.5.4.post1")]
+
+pytestmark = pytest.mark.releases
+
+
+def patched(release: str) -> ast.AST:
+    settings = Settings.from_environment(load(), PATCH, {})
+    plan = make_plan(load(), Sglang.at(released(release) / "sglang"), settings)
+    scope = find_scope(parse(plan.modules[INIT.module].after), INIT.scope)
+    assert scope is not None
+    return scope
+
+
+def test_the_one_release_between_is_not_affected() -> None:
+    assert "0.5.4" in RELEASES
+    assert "0.5.4" not in AFFECTED
+    assert {"0.5.1", "0.5.3.post3", "0.5.4.post1", "0.5.4.post3"} <= set(AFFECTED)
+
+
+@pytest.mark.parametrize("release", BEFORE_THE_FIX_WAS_LOST)
+def test_a_release_before_0_5_4_becomes_what_0_5_4_is(release: str) -> None:
+    upstream = Sglang.at(released("0.5.4") / "sglang").fingerprint(INIT)
+    assert fingerprint(patched(release)) == upstream
+
+
+@pytest.mark.parametrize("release", AFFECTED)
+def test_nothing_else_of_the_layer_changes(release: str) -> None:
+    scope = patched(release)
+    for node in ast.walk(scope):
+        if isinstance(node, ast.keyword) and node.arg == "allow_reduce_scatter":
+            assert isinstance(node.value, ast.Constant)
+            assert node.value.value is False
+            node.value.value = True
+    original = Sglang.at(released(release) / "sglang").fingerprint(INIT)
+    assert fingerprint(scope) == original

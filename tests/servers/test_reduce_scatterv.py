@@ -1,0 +1,241 @@
+"""#22642: one reduce-scatter in place of all-reduce and dp_scatter, over gloo and in real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rig.environment import HERE, Environment
+from rig.models import ensure_model
+from rig.observation import ATTENTION_DP_2_EP_2, Observer, Setup
+from rig.server import Server
+from rig.workload import PROMPTS, compare
+
+
+PATCH = "22642-dp-reduce-scatterv"
+RELEASES = ["0.5.9", "0.5.10.post1"]
+MODELS = ["qwen3-moe", "deepseek-v3"]
+PROGRAM = Path(__file__).parent / "scatter_ranks.py"
+HIDDEN_SIZE = 8
+
+# float32 sums of a few normal numbers, against float64.
+ROUNDING = 1e-5
+
+pytestmark = pytest.mark.servers
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step: tokens of each rank, and how their partial sums have to be added up."""
+
+    sizes: list[int]
+    way: str | None
+    """None: the communicator only distributes."""
+
+    max_len: bool = False
+    allow: bool = True
+    untold: bool = False
+    """Nobody has said how many tokens each rank has, as in a CUDA graph."""
+
+    deterministic: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        variables = {"SGLANG_ENABLE_DETERMINISTIC_INFERENCE": "1"} if self.deterministic else {}
+        return {
+            "sizes": self.sizes,
+            "max_len": self.max_len,
+            "allow": self.allow,
+            "untold": self.untold,
+            "variables": variables,
+        }
+
+
+TWO_RANKS = [
+    Case([40, 40], "equal"),
+    Case([4096, 4096], "equal"),
+    Case([1100, 1060], "padded"),
+    Case([1500, 1530], "padded"),
+    Case([42, 40], "all_reduce"),
+    Case([1000, 500], "all_reduce"),
+    Case([6000, 2500], "uneven"),
+    Case([2500, 6001], "uneven"),
+    Case([9000, 0], "all_reduce"),
+    Case([0, 24], "all_reduce"),
+    Case([0, 0], "all_reduce"),
+    Case([1, 0], "all_reduce"),
+    Case([40, 20], "unchosen", untold=True),
+    Case([40, 40], None, max_len=True),
+    Case([40, 40], None, allow=False),
+    Case([6000, 2500], None, allow=False),
+    Case([40, 40], None, deterministic=True),
+]
+FOUR_RANKS = [
+    Case([12, 12, 12, 12], "equal"),
+    Case([600, 598, 612, 605], "padded"),
+    Case([20, 20, 20, 0], "all_reduce"),
+    Case([5000, 4000, 0, 300], "uneven"),
+    Case([0, 0, 0, 9000], "uneven"),
+    Case([2100, 2050, 2040, 2045], "uneven"),
+    Case([3, 0, 0, 0], "all_reduce"),
+    Case([9, 9, 9, 9], None, max_len=True),
+]
+PADDED = [[3, 3], [4, 3], [0, 5, 5], [5, 0, 4, 5], [1], [1, 0]]
+
+
+def run_ranks(
+    environment: Environment, release: str, cases: list[Case], folder: Path
+) -> list[dict[str, Any]]:
+    """Run the cases on as many ranks as they have; return each rank's report."""
+    ranks = len(cases[0].sizes)
+    job = {
+        "ranks": ranks,
+        "hidden_size": HIDDEN_SIZE,
+        "cases": [case.as_json() for case in cases],
+        "padded": PADDED,
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    path = [HERE / "shims", *environment.import_path(release)]
+    variables = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("SGLANG", "PYTHON", "RIG_"))},
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
+        "SGLANG_COMMFIX": "22642",
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "TRITON_INTERPRET": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONWARNINGS": "ignore",
+    }
+    programs = [
+        subprocess.Popen(
+            [str(environment.python), str(PROGRAM), str(folder), str(rank)],
+            env=variables,
+            stdout=(folder / f"{rank}.log").open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        statuses = [program.wait(timeout=240) for program in programs]
+    finally:
+        for program in programs:
+            program.kill()
+    logs = "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(ranks))
+    assert statuses == [0] * ranks, logs
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module", params=RELEASES)
+def release(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module", params=[TWO_RANKS, FOUR_RANKS], ids=["2 ranks", "4 ranks"])
+def cases(request: pytest.FixtureRequest) -> list[Case]:
+    chosen: list[Case] = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def reports(
+    environment: Environment,
+    release: str,
+    cases: list[Case],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[dict[str, Any]]:
+    return run_ranks(environment, release, cases, tmp_path_factory.mktemp("ranks"))
+
+
+class TestOverGloo:
+    def test_every_rank_gets_the_sums_of_its_own_rows(
+        self, cases: list[Case], reports: list[dict[str, Any]]
+    ) -> None:
+        for rank, report in enumerate(reports):
+            for case, result in zip(cases, report["cases"], strict=True):
+                assert result["error"] < ROUNDING, (rank, case)
+                assert result["shape"] == [case.sizes[rank], HIDDEN_SIZE]
+                assert result["dtype"] == "torch.float32"
+                assert result["contiguous"]
+                assert result["residual_kept"]
+
+    def test_each_way_of_adding_up_is_taken_where_it_is_meant_to_be(
+        self, cases: list[Case], reports: list[dict[str, Any]]
+    ) -> None:
+        for report in reports:
+            for case, result in zip(cases, report["cases"], strict=True):
+                expected = [] if case.way in (None, "unchosen") else [case.way]
+                assert result["ways"] == expected, case
+        assert {"equal", "padded", "uneven", "all_reduce"} <= {case.way for case in cases}
+
+    def test_a_block_is_told_to_leave_its_reduction_out_exactly_if_the_communicator_adds_up(
+        self, cases: list[Case], reports: list[dict[str, Any]]
+    ) -> None:
+        for report in reports:
+            for case, result in zip(cases, report["cases"], strict=True):
+                assert result["promised"] == (case.way is not None or case.max_len), case
+
+    def test_padded_chunks_stand_at_the_start_of_their_slots(
+        self, reports: list[dict[str, Any]]
+    ) -> None:
+        assert reports[0]["padded"] == [True] * len(PADDED)
+
+
+def ask(
+    environment: Environment, release: str, model: str, way: str | None
+) -> tuple[Any, dict[int, Counter[str]]]:
+    """Ask a patched server; return its answers, and the ways it took by rank."""
+    server = Server(
+        release,
+        ensure_model(model, environment.models),
+        ATTENTION_DP_2_EP_2,
+        environment=environment,
+        env={
+            "SGLANG_COMMFIX": "all",
+            **({} if way is None else {"RIG_REDUCE_SCATTER_WAY": way}),
+        },
+        probes=["reduce_scatter"],
+    )
+    with server:
+        answers = server.generate(PROMPTS)
+        reports = server.reports("reduce_scatter")
+        assert all(PATCH in line for line in server.log.splitlines() if "commfix: sgl" in line)
+    return answers, {rank: Counter(report) for rank, report in reports.items()}
+
+
+def cases_of_servers() -> Iterator[Any]:
+    """Every release, model and way; by default each of the four once, and one server's choice."""
+    default = {
+        ("0.5.9", "qwen3-moe", "padded"),
+        ("0.5.9", "deepseek-v3", "uneven"),
+        ("0.5.10.post1", "qwen3-moe", "uneven"),
+        ("0.5.10.post1", "deepseek-v3", "padded"),
+        ("0.5.10.post1", "qwen3-moe", None),
+    }
+    for case in product(RELEASES, MODELS, ["padded", "uneven", None]):
+        marks = [] if case in default else [pytest.mark.servers_full]
+        yield pytest.param(*case, marks=marks)
+
+
+@pytest.mark.parametrize(("release", "model", "way"), cases_of_servers())
+def test_a_patched_server_answers_as_one_rank_does(
+    environment: Environment, observe: Observer, release: str, model: str, way: str | None
+) -> None:
+    reference = observe(Setup(release, model=model))
+    answers, ways = ask(environment, release, model, way)
+
+    assert compare(answers, reference.answers).is_noise
+    assert sorted(ways) == [0, 1]
+    assert ways[0] == ways[1]
+    layers = 3
+    assert sum(ways[0].values()) >= layers
+    assert way is None or set(ways[0]) == {way}
