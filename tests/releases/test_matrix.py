@@ -112,6 +112,7 @@ def test_every_name_in_the_new_text_is_bound_where_it_is_put(release: str) -> No
                 loaded = {n.id for n in ast.walk(added) if _loads(n)}
                 if edit.operation == "append":
                     own |= {n.id for n in ast.walk(added) if _stores(n)} | _imported(added)
+                    own |= {n.name for n in ast.walk(added) if isinstance(n, ast.ExceptHandler)}
                 assert loaded <= bound | own, (release, decision.patch.id)
 
 
