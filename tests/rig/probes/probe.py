@@ -1,7 +1,8 @@
 """What probes share: where in a server's start they run, and how they report.
 
-A probe runs inside the real scheduler processes, after the model and its memory pools are there
-and the attention back-end is initialised, which is when sglang makes its own warm-up run.
+A probe runs inside the real scheduler processes. Those that `register` run after the model and its
+memory pools are there and the attention back-end is initialised, which is when sglang makes its own
+warm-up run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def register(name: str, examine: Examine) -> None:
         @functools.wraps(initialise)
         def init_attention_backend(self: Any, *args: Any, **kwargs: Any) -> Any:
             result = initialise(self, *args, **kwargs)
-            _report(name, self.tp_rank, examine(self))
+            report(name, self.tp_rank, examine(self))
             return result
 
         model_runner.init_attention_backend = init_attention_backend
@@ -37,6 +38,7 @@ def register(name: str, examine: Examine) -> None:
     wrapt.register_post_import_hook(instrument, "sglang.srt.model_executor.model_runner")
 
 
-def _report(name: str, rank: int, content: object) -> None:
+def report(name: str, rank: int, content: object) -> None:
+    """Write a rank's report, in place of an earlier one."""
     folder = Path(os.environ["RIG_PROBE_REPORTS"])
     (folder / f"{name}.{rank}.json").write_text(json.dumps(content))
