@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rig.ledger import LedgerLine, read_ledger
 from rig.models import ensure_model
-from rig.server import Completion, Server
-from rig.workload import PROMPTS
+from rig.server import Completion, Server, ServerError
+from rig.workload import ROUNDS
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from rig.environment import Environment
+
+    Waiting = Callable[[], None]
 
 
 ONE_RANK: tuple[str, ...] = ()
 
 # DP attention with as many expert-parallel ranks: MoE outputs are reduce-scattered.
 ATTENTION_DP_2_EP_2 = ("--tp", "2", "--dp", "2", "--enable-dp-attention", "--ep", "2")
+
+# Probes that only look on: their servers are asked, too.
+_ONLOOKERS = frozenset({"steps"})
 
 # Dense layers are not split over the ranks: their MLP runs in scatter mode SCATTERED.
 TP_2_DENSE_TP_1 = ("--tp", "2", "--moe-dense-tp-size", "1")
@@ -45,7 +51,7 @@ class Observation:
     """What is left of a server when it has been stopped."""
 
     answers: tuple[Completion, ...]
-    """To `workload.PROMPTS`; none from a server with probes."""
+    """To the prompts of all `workload.ROUNDS`, in order; none from a server with probes that act."""
 
     log: str
 
@@ -55,9 +61,21 @@ class Observation:
     reports: Mapping[str, Mapping[int, Any]]
     """By probe and tensor-parallel rank."""
 
+    seconds: float
+    """From the start of the server to its last answer."""
+
     def ledger(self) -> list[LedgerLine]:
         """What sglang-commfix has logged, in order."""
         return read_ledger(self.log)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A server that did not start, or did not live to answer everything."""
+
+    error: ServerError
+    was_up: bool
+    seconds: float
 
 
 class Observer:
@@ -65,12 +83,19 @@ class Observer:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._seen: dict[Setup, Observation | Exception] = {}
+        self._seen: dict[Setup, Observation | Failure | Exception] = {}
 
     def __call__(self, setup: Setup) -> Observation:
+        outcome = self.outcome(setup)
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        return outcome
+
+    def outcome(self, setup: Setup, waiting: Waiting | None = None) -> Observation | Failure:
+        """As a call, but a failure of the server is a result; `waiting` is `Server`'s."""
         if setup not in self._seen:
             try:
-                self._seen[setup] = self._run(setup)
+                self._seen[setup] = self._run(setup, waiting)
             except Exception as error:
                 self._seen[setup] = error
         seen = self._seen[setup]
@@ -78,7 +103,7 @@ class Observer:
             raise seen
         return seen
 
-    def _run(self, setup: Setup) -> Observation:
+    def _run(self, setup: Setup, waiting: Waiting | None) -> Observation | Failure:
         server = Server(
             setup.release,
             ensure_model(setup.model, self._environment.models),
@@ -87,10 +112,23 @@ class Observer:
             env={} if setup.patches is None else {"SGLANG_COMMFIX": setup.patches},
             probes=setup.probes,
             max_running_requests=setup.max_running_requests,
+            waiting=waiting,
         )
-        with server:
-            # A probe may leave the ranks' collectives out of step: no questions after one.
-            answers = () if setup.probes else tuple(server.generate(PROMPTS))
-            processes = server.processes()
-            reports = {probe: server.reports(probe) for probe in setup.probes}
-        return Observation(answers, server.log, processes, reports)
+        started = time.monotonic()
+        was_up = False
+        try:
+            with server:
+                was_up = True
+                # A probe may leave the ranks' collectives out of step: no questions after one.
+                rounds = ROUNDS if _ONLOOKERS.issuperset(setup.probes) else ()
+                answers = [
+                    answer
+                    for these in rounds
+                    for answer in server.generate(these.prompts, these.new_tokens)
+                ]
+                seconds = time.monotonic() - started
+                processes = server.processes()
+                reports = {probe: server.reports(probe) for probe in setup.probes}
+        except ServerError as error:
+            return Failure(error, was_up, time.monotonic() - started)
+        return Observation(tuple(answers), server.log, processes, reports, seconds)

@@ -26,7 +26,7 @@ from rig.environment import LOOPBACK, Environment, RigError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
 
@@ -57,6 +57,11 @@ _FALLBACK = "falling back to Transformers"
 class ServerError(RigError):
     """The server did not start, ended, or answered with an error; carries the end of its log."""
 
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+        """All that the server had written by then."""
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -67,6 +72,9 @@ class Completion:
 
     prompt_logprobs: tuple[float, ...]
     """Of every prompt token but the first, which nothing predicts."""
+
+    token_logprobs: tuple[float, ...] = ()
+    """Of the generated tokens."""
 
 
 class Server:
@@ -131,18 +139,26 @@ class Server:
         return self._log
 
     def generate(
-        self, prompts: Iterable[Sequence[int]], max_new_tokens: int = 8, timeout: float = 120.0
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int | Sequence[int] = 8,
+        timeout: float = 120.0,
     ) -> list[Completion]:
-        """Continue token prompts greedily, all in one request."""
+        """Continue token prompts greedily, all in one request.
+
+        `max_new_tokens` is one number for all of them, or a number for each.
+        """
+        limits = (
+            [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+        )
         answers = self._post(
             "/generate",
             {
                 "input_ids": [list(prompt) for prompt in prompts],
-                "sampling_params": {
-                    "temperature": 0,
-                    "max_new_tokens": max_new_tokens,
-                    "ignore_eos": True,
-                },
+                "sampling_params": [
+                    {"temperature": 0, "max_new_tokens": limit, "ignore_eos": True}
+                    for limit in limits
+                ],
                 "return_logprob": True,
                 "logprob_start_len": 0,
             },
@@ -153,6 +169,9 @@ class Server:
                 tokens=tuple(answer["output_ids"]),
                 prompt_logprobs=tuple(
                     entry[0] for entry in answer["meta_info"]["input_token_logprobs"][1:]
+                ),
+                token_logprobs=tuple(
+                    entry[0] for entry in answer["meta_info"]["output_token_logprobs"]
                 ),
             )
             for answer in answers
@@ -238,9 +257,10 @@ class Server:
         return direct.open(request, timeout=timeout)
 
     def _error(self, what: str) -> ServerError:
-        tail = "\n".join(self.log.splitlines()[-40:])
+        log = self.log
+        tail = "\n".join(log.splitlines()[-40:])
         command = " ".join(self.flags)
-        return ServerError(f"sglang {self.release} {command}: {what}. End of its log:\n{tail}")
+        return ServerError(f"sglang {self.release} {command}: {what}. End of its log:\n{tail}", log)
 
     def _stop(self) -> None:
         _ = self.log

@@ -1,7 +1,8 @@
 """What probes share: where in a server's start they run, and how they report.
 
-A probe runs inside the real scheduler processes, after the model and its memory pools are there
-and the attention back-end is initialised, which is when sglang makes its own warm-up run.
+A probe runs inside the real scheduler processes. Those that `register` run after the model and its
+memory pools are there and the attention back-end is initialised, which is when sglang makes its own
+warm-up run.
 """
 
 from __future__ import annotations

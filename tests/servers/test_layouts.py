@@ -1,0 +1,107 @@
+"""Every layout of the matrix in real servers, against one rank of the same release and model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rig import matrix
+from rig.failure import reason
+from rig.matrix import CELLS, DEEPSEEK, QWEN3, Cell, Outcome
+from rig.observation import Failure
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rig.observation import Observer
+    from rig.progress import Progress
+    from rig.results import Results
+
+
+# What of the matrix every run covers; the whole takes the better part of an hour.
+IN_EVERY_RUN = {
+    ("0.5.9", QWEN3, matrix.TP4_CP2, matrix.UNPATCHED),
+    ("0.5.10.post1", QWEN3, matrix.TP2_DP2_EP2, matrix.ALL),
+    ("0.5.10.post1", QWEN3, matrix.TP4_CP2, matrix.ALL),
+    ("0.5.10.post1", QWEN3, matrix.TP4_CP3, matrix.ALL),
+    ("0.5.11", DEEPSEEK, matrix.TP4_DP4_EP4, matrix.ALL),
+}
+
+
+RIGHT = Outcome.RIGHT
+
+
+def marked(cell: Cell) -> Any:
+    key = (cell.release, cell.model, cell.layout, cell.patches)
+    mark = pytest.mark.servers if key in IN_EVERY_RUN else pytest.mark.servers_full
+    return pytest.param(cell, id=str(cell).replace(" ", "-"), marks=mark)
+
+
+@pytest.mark.parametrize("cell", map(marked, CELLS))
+def test_a_server_does_what_the_matrix_says(
+    cell: Cell, observe: Observer, progress: Progress, results: Results
+) -> None:
+    progress.begin(str(cell))
+    try:
+        result = matrix.run(cell, observe, progress.wait)
+    except Exception as error:
+        progress.end(f"NO RESULT, {type(error).__name__}", cell.effort)
+        raise
+    as_expected = cell.expected.is_met_by(result)
+    progress.end(
+        result.outcome.value if as_expected else f"{result.outcome.value}, UNEXPECTED", cell.effort
+    )
+    results[cell] = result
+
+    assert as_expected, (cell.expected, result)
+
+
+def with_steps() -> Iterator[Any]:
+    return (marked(cell) for cell in CELLS if cell.has_steps and cell.expected.outcome is RIGHT)
+
+
+@pytest.mark.parametrize("cell", with_steps())
+def test_its_prompts_reach_every_kind_of_step_under_dp_attention(
+    cell: Cell, observe: Observer
+) -> None:
+    """By the tokens of each DP rank; under dp 2 one busy rank is enough for MAX_LEN padding."""
+    steps = observe(cell.setup).reports["steps"][0]
+    kinds = {(step["extend"], step["padding"], spread(step["tokens"])) for step in steps}
+
+    prefill, decode = True, False
+    assert {(prefill, "SUM_LEN", kind) for kind in ("equal", "unequal", "idle")} <= kinds
+    assert {(decode, "MAX_LEN", kind) for kind in ("equal", "unequal", "idle")} <= kinds
+    if len(steps[0]["tokens"]) > 2:
+        assert (decode, "SUM_LEN", "idle") in kinds
+
+
+def spread(tokens: list[int]) -> str:
+    if 0 in tokens:
+        return "idle"
+    return "equal" if len(set(tokens)) == 1 else "unequal"
+
+
+def refused_alike() -> Iterator[Any]:
+    """Pairs of cells, unpatched and patched, that are to fail with the same words."""
+    for patched in CELLS:
+        for unpatched in CELLS:
+            if (
+                (patched.patches, unpatched.patches) == (matrix.ALL, matrix.UNPATCHED)
+                and patched.expected == unpatched.expected
+                and patched.place == unpatched.place
+            ):
+                yield pytest.param(unpatched, patched, id=str(patched).replace(" ", "-"))
+
+
+@pytest.mark.servers_full
+@pytest.mark.parametrize(("unpatched", "patched"), refused_alike())
+def test_what_fails_with_and_without_patches_says_the_same(
+    unpatched: Cell, patched: Cell, observe: Observer
+) -> None:
+    without, with_patches = observe.outcome(unpatched.setup), observe.outcome(patched.setup)
+
+    assert isinstance(without, Failure)
+    assert isinstance(with_patches, Failure)
+    assert reason(with_patches.error.log) == reason(without.error.log)
+    assert with_patches.was_up == without.was_up
