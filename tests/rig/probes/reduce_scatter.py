@@ -35,7 +35,7 @@ def _count(communicator: Any) -> None:
         way = os.environ.get("RIG_REDUCE_SCATTER_WAY") or choose(*args)
         ways[way] += 1
         distributed = importlib.import_module("sglang.srt.distributed")
-        probe._report("reduce_scatter", distributed.get_tensor_model_parallel_rank(), ways)
+        probe.report("reduce_scatter", distributed.get_tensor_model_parallel_rank(), ways)
         return way
 
     setattr(communicator, _FUNCTION, counted)
