@@ -67,7 +67,8 @@ def engine(session: nox.Session) -> None:
     _install(session)
     tests = ["-n", "auto", "-m", "not servers and not servers_full and not packaging"]
     if session.python != HERE:
-        session.run("pytest", *tests, *session.posargs)
+        # What the models of each release do about reductions does not depend on our Python.
+        session.run("pytest", *tests, "-k", "not TestModels", *session.posargs)
         return
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *tests, *session.posargs)

@@ -30,7 +30,7 @@ RUNNER = "sglang.srt.model_executor.model_runner"
 TARGETS = sorted({t for patch in load().patches for t in patch.targets if t.module != RUNNER})
 # Seeds, not draws: a change to a thousand lines is one choice.
 CHANCES = st.integers(0, 2**32).map(random.Random)
-slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=30)
+slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=20)
 
 
 class Edited(Sglang):
@@ -154,7 +154,7 @@ def test_no_damage_to_a_file_lets_an_exception_escape(noise: bytes, at: int, len
     assert {d.verdict for d in made.decisions} <= {"apply", "refused", "not-needed"}
 
 
-@settings(slow, max_examples=8)
+@settings(slow, max_examples=5)
 @given(st.sampled_from(MUTATORS), CHANCES)
 def test_the_same_holds_for_the_large_file(mutator: object, chance: random.Random) -> None:
     text = mutated(text_of(RUNNER), "ModelRunner._dummy_run", [mutator], chance)

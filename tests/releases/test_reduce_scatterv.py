@@ -139,15 +139,12 @@ def release_folder(release: str) -> Path:
 
 
 IMPORTED_FILES = [
-    "sglang/srt/distributed/__init__.py",
-    "sglang/srt/distributed/parallel_state.py",
-    "sglang/srt/distributed/device_communicators/pynccl_allocator.py",
+    "sglang/srt/distributed/",
     "sglang/srt/layers/dp_attention.py",
     "sglang/srt/layers/moe/__init__.py",
     "sglang/srt/layers/moe/utils.py",
     "sglang/srt/utils.py",
-    "sglang/srt/utils/__init__.py",
-    "sglang/srt/utils/common.py",
+    "sglang/srt/utils/",
 ]
 
 
