@@ -151,7 +151,7 @@ def _patch_text(patch: PatchReport) -> list[str]:
         f"    {patch.title}",
         *_wrapped(patch.reason),
     ]
-    for edit in patch.edits:
+    for edit in patch.edits if patch.decision in {"apply", "refused"} else ():
         line = "" if edit.line is None else f":{edit.line}"
         what = f"{edit.scope} " if edit.scope else "appended code "
         found = ""

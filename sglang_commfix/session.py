@@ -128,16 +128,17 @@ class Session:
 
 
 def summary(plan: Plan) -> str:
-    """Tell in one line what a process runs with."""
+    """Tell in one line what a process runs with; the reasons are in ``sglang-commfix status``."""
     applied = [decision.patch.id for decision in plan.having("apply")]
     parts = [f"applying {', '.join(applied)}" if applied else "applying nothing"]
-    for verdict, words in (("not-needed", "not needed"), ("disabled", "switched off")):
-        reasons = [f"{d.patch.id} ({d.reason})" for d in plan.having(verdict)]
-        if reasons:
-            parts.append(f"{words}: {', '.join(reasons)}")
-    refused = [d.patch.id for d in plan.having("refused")]
-    if refused:
-        parts.append(f"REFUSED: {', '.join(refused)}")
+    for verdict, words in (
+        ("not-needed", "not needed"),
+        ("disabled", "switched off"),
+        ("refused", "REFUSED"),
+    ):
+        ids = [decision.patch.id for decision in plan.having(verdict)]
+        if ids:
+            parts.append(f"{words}: {', '.join(ids)}")
     if plan.uninstall:
         parts.append("nothing is needed any more: pip uninstall sglang-commfix")
     return f"sglang {plan.sglang.version} at {plan.sglang.path}: {'; '.join(parts)}"

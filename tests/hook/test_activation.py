@@ -299,9 +299,7 @@ class TestStrict:
         )
         result = site.run(SHOW, SGLANG_COMMFIX_STRICT="1")
         assert result.stdout == PATCHED
-        assert (
-            "applying nothing; not needed: 1-guard (sglang has the fix since 1.3)" in result.stderr
-        )
+        assert "applying nothing; not needed: 1-guard; nothing is needed any more" in result.stderr
         assert "nothing is needed any more: pip uninstall sglang-commfix" in result.stderr
 
     @pytest.mark.parametrize(
