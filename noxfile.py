@@ -65,7 +65,7 @@ def releases(session: nox.Session) -> None:
 def engine(session: nox.Session) -> None:
     """Everything that needs no server; with coverage on the Python that runs nox."""
     _install(session)
-    tests = ["-n", "auto", "-m", "not servers and not servers_full and not packaging"]
+    tests = ["-n", "auto", "--dist", "worksteal", "-m", "not servers and not servers_full and not packaging"]
     if session.python != HERE:
         # What the models of each release do about reductions does not depend on our Python.
         session.run("pytest", *tests, "-k", "not TestModels", *session.posargs)

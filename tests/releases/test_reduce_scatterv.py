@@ -157,7 +157,8 @@ def bound_in(sglang: Sglang, module: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if alias.name == "*":
-                    yield from bound_in(sglang, node.module or "")
+                    inside = f"{module}." if node.level else ""
+                    yield from bound_in(sglang, f"{inside}{node.module}")
                 else:
                     yield alias.asname or alias.name
 
