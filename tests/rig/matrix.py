@@ -52,6 +52,8 @@ class Expected:
 
     outcome: Outcome
     message: str = ""
+    is_early: bool = False
+    """Before there are processes that load the model."""
 
     def is_met_by(self, result: Result) -> bool:
         return (
@@ -122,15 +124,18 @@ _RIGHT = Expected(Outcome.RIGHT)
 _WRONG = Expected(Outcome.WRONG)
 
 
-def _rejected(message: str) -> Expected:
-    return Expected(Outcome.REJECTED, message)
+def _rejected(message: str, *, by_model: bool = False) -> Expected:
+    return Expected(Outcome.REJECTED, message, is_early=not by_model)
 
 
 _NO_SUCH_FLAG = _rejected(f"unrecognized arguments: {_CP}")
 _NOT_DIVISIBLE = _rejected("tp_size must be divisible by attn_cp_size")
 _NOT_DIVISIBLE_BY_BOTH = _rejected("tp_size must be divisible by dp_size * attn_cp_size")
 _MODEL_WANTS_EQUAL_SIZES = _rejected(
-    "Attention context parallel size must be equal to MoE context parallel size"
+    "Attention context parallel size must be equal to MoE context parallel size", by_model=True
+)
+_NOT_UNDER_DP_ATTENTION = _rejected(
+    "--attn-cp-size above --moe-dp-size does not go with --enable-dp-attention", by_model=True
 )
 _MOE_DP_NEITHER_EQUAL_NOR_ONE = _rejected(
     "attn_cp_size != moe_dp_size is only supported when moe_dp_size == 1"
@@ -166,6 +171,7 @@ EXCEPTIONS = (
         (UNPATCHED,),
     ),
     Exceptions(_MOE_DP_NEITHER_EQUAL_NOR_ONE, (TP4_CP4_MOE_DP2,)),
+    Exceptions(_NOT_UNDER_DP_ATTENTION, (TP4_DP2_CP2,), ("0.5.10.post1",), (QWEN3,), (ALL,)),
     Exceptions(_REDUCE_SCATTERV, (TP4_DP2_EP2,), ("0.5.11", "0.5.12.post1")),
     # qwen3-moe-ep-double-reduce
     Exceptions(_WRONG, _EXPERT_PARALLEL, ("0.5.10.post1",), (QWEN3,), (UNPATCHED,)),
@@ -228,7 +234,7 @@ class Cell:
     @property
     def effort(self) -> int:
         """Roughly proportional to the time it takes: the processes that import sglang."""
-        return 1 if self.expected.outcome is Outcome.REJECTED else 3 + self.layout.ranks
+        return 1 if self.expected.is_early else 3 + self.layout.ranks
 
 
 @dataclass(frozen=True)
