@@ -226,7 +226,7 @@ def cases_of_servers() -> Iterator[Any]:
         yield pytest.param(*case, marks=marks)
 
 
-@pytest.mark.parametrize(("release", "model", "way"), cases_of_servers())
+@pytest.mark.parametrize(("release", "model", "way"), list(cases_of_servers()))
 def test_a_patched_server_answers_as_one_rank_does(
     environment: Environment, observe: Observer, release: str, model: str, way: str | None
 ) -> None:
