@@ -65,7 +65,14 @@ def releases(session: nox.Session) -> None:
 def engine(session: nox.Session) -> None:
     """Everything that needs no server; with coverage on the Python that runs nox."""
     _install(session)
-    tests = ["-n", "auto", "--dist", "worksteal", "-m", "not servers and not servers_full and not packaging"]
+    tests = [
+        "-n",
+        "auto",
+        "--dist",
+        "worksteal",
+        "-m",
+        "not servers and not servers_full and not packaging",
+    ]
     if session.python != HERE:
         # What the models of each release do about reductions does not depend on our Python.
         session.run("pytest", *tests, "-k", "not TestModels", *session.posargs)
@@ -87,7 +94,9 @@ def packaging(session: nox.Session) -> None:
 def servers(session: nox.Session) -> None:
     """Real sglang servers on the CPU; ``-- -m servers_full`` for all of them."""
     _install(session)
-    session.run("pytest", "-v", "tests/servers", *(session.posargs or ["-m", "servers"]))
+    session.run(
+        "pytest", "-v", "--durations=25", "tests/servers", *(session.posargs or ["-m", "servers"])
+    )
 
 
 @nox.session(python=HERE)

@@ -39,6 +39,8 @@ and model, without patches:
 the prompts, and maximum over the generated tokens, of each text up to the first that is another.
 The seconds are those from the start of the server to its last answer.
 
+Shown are {shown} of the {matrix} servers of the matrix.
+
 Run on {date}: {machine}; torch {torch} on CPython {python}; sglang-commfix {version}.
 
 | layout | launch flags |
@@ -58,6 +60,8 @@ def render(content: dict[str, Any]) -> str:
     prompts = {row["found"]["prompts"] for row in rows} - {None}
     head = _HEAD.format(
         prompts=max(prompts, default=0),
+        shown=len(rows),
+        matrix=content["matrix"],
         noise=content["noise"],
         date=content["date"],
         machine=content["machine"],

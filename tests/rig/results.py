@@ -33,6 +33,7 @@ def to_json(results: Results) -> dict[str, Any]:
             "sglang-commfix": importlib.metadata.version("sglang-commfix"),
         },
         "noise": NOISE,
+        "matrix": len(CELLS),
         "cells": [_row(cell, results[cell]) for cell in CELLS if cell in results],
     }
 

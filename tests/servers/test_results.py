@@ -27,32 +27,35 @@ class TestPage:
     def test_it_is_what_the_raw_results_render_to(self, content: dict[str, Any]) -> None:
         assert PAGE.read_text(encoding="utf-8") == render(content)
 
-    def test_the_results_cover_the_matrix_and_are_as_it_expects(
-        self, content: dict[str, Any]
-    ) -> None:
+    def test_every_result_is_as_the_matrix_expects(self, content: dict[str, Any]) -> None:
+        missing = len(CELLS) - len(content["cells"])
+
+        assert len(not_shown(content)) == missing
+
+    @pytest.mark.servers_full
+    def test_the_results_cover_the_matrix(self, content: dict[str, Any]) -> None:
         assert not_shown(content) == []
 
-    def test_it_has_a_row_for_every_server_of_the_matrix(self, content: dict[str, Any]) -> None:
+    def test_it_has_a_row_for_every_result_and_counts_them(self, content: dict[str, Any]) -> None:
         text = render(content)
 
         rows = [line for line in text.splitlines() if line.startswith(ROW_STARTS)]
-        assert len(rows) == len(CELLS)
-        assert [line for line in text.splitlines() if line.startswith("## ")] == [
-            f"## {release}" for release in RELEASES
-        ]
+        assert len(rows) == len(content["cells"])
+        assert f"{len(rows)} of the {len(CELLS)} servers of the matrix" in text
 
     def test_a_result_that_is_missing_is_noticed(self, content: dict[str, Any]) -> None:
         changed = copy.deepcopy(content)
-        del changed["cells"][3]
+        gone = changed["cells"].pop(3)
 
-        assert not_shown(changed) == [str(CELLS[3])]
+        (more,) = set(not_shown(changed)) - set(not_shown(content))
+        assert more.startswith(f"{gone['release']} {gone['model']} {gone['layout']} ")
 
     def test_a_result_that_is_not_as_expected_is_noticed(self, content: dict[str, Any]) -> None:
         changed = copy.deepcopy(content)
         row = next(row for row in changed["cells"] if row["found"]["outcome"] == "right")
         row["found"]["outcome"] = "wrong"
 
-        (found,) = not_shown(changed)
+        (found,) = set(not_shown(changed)) - set(not_shown(content))
         assert found.startswith(f"{row['release']} {row['model']} {row['layout']} ")
 
     def test_a_result_that_answered_another_expectation_is_noticed(
@@ -61,7 +64,7 @@ class TestPage:
         changed = copy.deepcopy(content)
         changed["cells"][0]["expected"] = {"outcome": "dies", "message": ""}
 
-        assert not_shown(changed) == [str(CELLS[0])]
+        assert len(set(not_shown(changed)) - set(not_shown(content))) == 1
 
 
 def test_results_come_in_the_order_of_the_matrix() -> None:
