@@ -294,6 +294,8 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
     if data["kind"] not in KINDS:
         raise ValueError(f"kind {data['kind']!r} is none of {', '.join(KINDS)}")
     affected = SpecifierSet(data["affected"])
+    edits = tuple(_edit(folder, item, affected) for item in data["edit"])
+    _check_anchors(edits)
     return Patch(
         id=data["id"],
         order=data.get("order", 0),
@@ -306,11 +308,20 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
         requires=tuple(data.get("requires", ())),
         conflicts=tuple(data.get("conflicts", ())),
         witnesses=tuple(_target(item) for item in data.get("witness", ())),
-        edits=tuple(_edit(folder, item, affected) for item in data["edit"]),
+        edits=edits,
         differences=tuple(_difference(item, affected) for item in data.get("difference", ())),
         fingerprints=_fingerprints(folder),
         **{name: data[name].strip() for name in _TEXTS},
     )
+
+
+def _check_anchors(edits: Sequence[Edit]) -> None:
+    """Refuse two edits at one place: once exported, they could not be told apart any more."""
+    for index, edit in enumerate(edits):
+        for other in edits[:index]:
+            place = (other.target, other.find, other.releases)
+            if place == (edit.target, edit.find, edit.releases):
+                raise ValueError(f"two edits of {edit.target} have one anchor: make them one")
 
 
 def _target(item: Mapping[str, Any]) -> Target:

@@ -21,6 +21,7 @@ from sglang_commfix.register import load_folder
         ({"edit": [{"module": MODULE, "scope": "f", "find": "x"}]}, "an edit has exactly one of"),
         ({"edit": [{"module": MODULE, "find": "x", "after": "y"}]}, "append goes with a module"),
         ({"edit": [{"module": MODULE, "append": "absent.py"}]}, "No such file"),
+        ({"edit": [edit(), edit(find="size = batch.size", before="pass")]}, "have one anchor"),
         ({"edit": [edit(after="def (:")]}, "invalid syntax"),
         ({"edit": [edit(after="x = 'é'")]}, "not ASCII"),
         ({"difference": [{"decision": "d", "when": "a >", "why": ""}]}, "invalid syntax"),
