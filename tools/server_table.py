@@ -33,7 +33,7 @@ and model, without patches:
 - right: the same greedy tokens, and every log-probability within {noise:g};
 - **WRONG**: anything else;
 - rejected: it does not start;
-- dies: it starts, and ends with the first requests.
+- dies: it starts, and ends with its first work, which is the health check.
 
 `Δ` is the absolute difference of a token's log-probability: mean and maximum over the tokens of
 the prompts, and maximum over the generated tokens, of each text up to the first that is another.

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rig.failure import reason
+from rig.failure import has_served, reason
 from rig.ledger import read_ledger
 from rig.observation import ATTENTION_DP_2_EP_2, Failure, Setup
 from rig.workload import compare
@@ -43,7 +43,7 @@ class Outcome(enum.Enum):
     """Does not start."""
 
     DIES = "dies"
-    """Starts, and ends when it has work."""
+    """Starts, and ends with its first work, which is the health check."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ TP4_CP4_MOE_DP2 = Layout(
     "tp4 attn_cp4 moe_dp2", ("--tp", "4", *_sizes(4, 2), _CP), (QWEN3,), RELEASES[1:]
 )
 TP4_DP2_CP2 = Layout(
-    "tp4 dp2 attn_cp2 moe_dp1", (*TP4_DP2.flags, *_sizes(2, 1), _CP), (QWEN3,), RELEASES[1:]
+    "tp4 dp2 attn_cp2 moe_dp1", (*TP4_DP2.flags, *_sizes(2, 1), _CP), (QWEN3,), ("0.5.10.post1",)
 )
 
 # Sizes that do not fit are noticed before there is a model.
@@ -280,7 +280,7 @@ def run(cell: Cell, observe: Observer, waiting: Waiting | None = None) -> Result
     applied, complaints = _said_by_ledger(read_ledger(log), patched=cell.patches is not None)
     if isinstance(seen, Failure):
         return Result(
-            Outcome.DIES if seen.was_up else Outcome.REJECTED,
+            Outcome.DIES if has_served(log) else Outcome.REJECTED,
             seen.seconds,
             applied,
             complaints,

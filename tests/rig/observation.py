@@ -74,7 +74,6 @@ class Failure:
     """A server that did not start, or did not live to answer everything."""
 
     error: ServerError
-    was_up: bool
     seconds: float
 
 
@@ -115,10 +114,8 @@ class Observer:
             waiting=waiting,
         )
         started = time.monotonic()
-        was_up = False
         try:
             with server:
-                was_up = True
                 # A probe may leave the ranks' collectives out of step: no questions after one.
                 rounds = ROUNDS if _ONLOOKERS.issuperset(setup.probes) else ()
                 answers = [
@@ -130,5 +127,5 @@ class Observer:
                 processes = server.processes()
                 reports = {probe: server.reports(probe) for probe in setup.probes}
         except ServerError as error:
-            return Failure(error, was_up, time.monotonic() - started)
+            return Failure(error, time.monotonic() - started)
         return Observation(tuple(answers), server.log, processes, reports, seconds)

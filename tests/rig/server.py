@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from rig import guard
 from rig.environment import LOOPBACK, Environment, RigError
+from rig.failure import has_crashed
 
 
 if TYPE_CHECKING:
@@ -225,6 +226,10 @@ class Server:
             status = guard.status_of(folder)
             if status is not None:
                 raise self._error(f"ended with status {status}")
+            if has_crashed(self.log):
+                # The other ranks, and what they have to say.
+                time.sleep(1.0)
+                raise self._error("a process of it has crashed")
             if time.monotonic() > deadline:
                 raise self._error(f"not healthy after {self._start_timeout:.0f} s")
             if self._waiting is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from rig import matrix
-from rig.failure import reason
+from rig.failure import has_served, reason
 from rig.matrix import CELLS, DEEPSEEK, QWEN3, Cell, Outcome
 from rig.observation import Failure
 
@@ -35,7 +35,7 @@ def marked(cell: Cell) -> Any:
     return pytest.param(cell, id=str(cell).replace(" ", "-"), marks=mark)
 
 
-@pytest.mark.parametrize("cell", map(marked, CELLS))
+@pytest.mark.parametrize("cell", [marked(cell) for cell in CELLS])
 def test_a_server_does_what_the_matrix_says(
     cell: Cell, observe: Observer, progress: Progress, results: Results
 ) -> None:
@@ -59,7 +59,7 @@ ANSWERING_UNDER_DP_ATTENTION = [
 ]
 
 
-@pytest.mark.parametrize("answering", map(marked, ANSWERING_UNDER_DP_ATTENTION))
+@pytest.mark.parametrize("answering", [marked(cell) for cell in ANSWERING_UNDER_DP_ATTENTION])
 def test_its_prompts_reach_every_kind_of_step_under_dp_attention(
     answering: Cell, observe: Observer
 ) -> None:
@@ -95,7 +95,7 @@ def refused_alike() -> Iterator[Any]:
 
 
 @pytest.mark.servers_full
-@pytest.mark.parametrize(("unpatched", "patched"), refused_alike())
+@pytest.mark.parametrize(("unpatched", "patched"), list(refused_alike()))
 def test_what_fails_with_and_without_patches_says_the_same(
     unpatched: Cell, patched: Cell, observe: Observer
 ) -> None:
@@ -104,4 +104,4 @@ def test_what_fails_with_and_without_patches_says_the_same(
     assert isinstance(without, Failure)
     assert isinstance(with_patches, Failure)
     assert reason(with_patches.error.log) == reason(without.error.log)
-    assert with_patches.was_up == without.was_up
+    assert has_served(with_patches.error.log) == has_served(without.error.log)

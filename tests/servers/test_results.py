@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rig.failure import reason
 from rig.matrix import CELLS, MODELS, RELEASES, Cell, Expected, Outcome, Result
 from rig.progress import Progress
 from rig.results import not_shown, read, to_json
@@ -31,10 +30,6 @@ class TestPage:
         missing = len(CELLS) - len(content["cells"])
 
         assert len(not_shown(content)) == missing
-
-    @pytest.mark.servers_full
-    def test_the_results_cover_the_matrix(self, content: dict[str, Any]) -> None:
-        assert not_shown(content) == []
 
     def test_it_has_a_row_for_every_result_and_counts_them(self, content: dict[str, Any]) -> None:
         text = render(content)
@@ -107,33 +102,6 @@ class TestExpected:
 
         assert failing
         assert failing <= {key(c) for c in CELLS if c.patches is None}
-
-
-class TestReason:
-    def test_a_refused_argument(self) -> None:
-        log = "usage: launch_server.py [-h]\nlaunch_server.py: error: unrecognized arguments: --x\n"
-
-        assert reason(log) == "unrecognized arguments: --x"
-
-    def test_the_first_of_several_exceptions(self) -> None:
-        log = (
-            "[2026-01-01 00:00:00 TP1] Scheduler hit an exception: Traceback (most recent call last):\n"
-            '  File "a.py", line 1, in f\n    raise ValueError("too many")\n'
-            "ValueError: too many\n\nRuntimeError: Connection closed by peer\n"
-        )
-
-        assert reason(log) == "ValueError: too many"
-
-    def test_an_assertion_without_a_message_is_told_by_its_source(self) -> None:
-        log = (
-            '  File "a.py", line 1, in f\n    assert len(sizes) == world_size\n'
-            "           ^^^^^^^^^^^^^^^^^^^^^^^^\nAssertionError\n"
-        )
-
-        assert reason(log) == "AssertionError: assert len(sizes) == world_size"
-
-    def test_a_log_without_an_error(self) -> None:
-        assert reason("[2026-01-01] INFO: error: none\n") is None
 
 
 class TestProgress:
