@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import server
 from rig.environment import Environment
 from rig.flashinfer import PINNED, WITH_GROUP, ensure_source
 
@@ -70,14 +68,8 @@ class Ranks:
         self.folder = folder
 
     def __call__(self, release: str, select: str | None, scenarios: list[list[Any]]) -> list[Any]:
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(server._NOT_INHERITED)
-        }
-        path = [server.HERE / "shims", *self.environment.import_path(release)]
-        variables = inherited | server._VARIABLES
-        variables |= {"PYTHONPATH": os.pathsep.join(map(str, path)), "TORCHDYNAMO_DISABLE": "0"}
+        variables = self.environment.variables(release, self.folder)
+        variables["TORCHDYNAMO_DISABLE"] = "0"
         if select is not None:
             variables["SGLANG_COMMFIX"] = select
         asked, answers = self.folder / "asked.json", self.folder / "answers.json"
