@@ -169,6 +169,7 @@ class TestFourRanks:
             assert seen[5]["chunks"] == [3, 2]
 
 
+@pytest.mark.servers_full
 def test_the_patch_is_right_together_with_all_others(ask: Ask, reference: Observation) -> None:
     answers, _ = ask(RELEASE, TP_2_CP_2, "all")
 
