@@ -53,11 +53,13 @@ def variants(patch: Patch) -> list[list[str]]:
 
 
 def cases() -> Iterator[object]:
-    """Of each variant the last release by default, of the whole all."""
+    """Of the oldest and the newest variant the last release by default, of the whole all."""
     for compared in COMPARED:
-        for group in variants(load()[compared.patch]):
+        groups = variants(load()[compared.patch])
+        default = {groups[0][-1], groups[-1][-1]}
+        for group in groups:
             for release in group:
-                marks = () if release == group[-1] else pytest.mark.servers_full
+                marks = () if release in default else pytest.mark.servers_full
                 yield pytest.param(
                     compared,
                     release,

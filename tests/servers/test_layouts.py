@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 # What of the matrix every run covers; the whole takes the better part of an hour.
 IN_EVERY_RUN = {
-    ("0.5.9", QWEN3, matrix.TP4_CP2, matrix.UNPATCHED),
-    ("0.5.10.post1", QWEN3, matrix.TP2_DP2_EP2, matrix.ALL),
     ("0.5.10.post1", QWEN3, matrix.TP4_CP2, matrix.ALL),
     ("0.5.10.post1", QWEN3, matrix.TP4_CP3, matrix.ALL),
     ("0.5.11", DEEPSEEK, matrix.TP4_DP4_EP4, matrix.ALL),

@@ -108,14 +108,8 @@ def test_0_5_10_rejects_fewer_copies_of_the_experts_than_cp_ranks(
         start(environment, TP_2_CP_2, None)
 
 
-@pytest.mark.parametrize(
-    "ep",
-    [
-        pytest.param("1", marks=pytest.mark.servers_full),
-        "2",
-        pytest.param("4", marks=pytest.mark.servers_full),
-    ],
-)
+@pytest.mark.servers_full
+@pytest.mark.parametrize("ep", ["1", "2", "4"])
 class TestFourRanks:
     @pytest.fixture
     def flags(self, ep: str) -> tuple[str, ...]:
