@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rig.ledger import LedgerLine, read_ledger
 from rig.models import ensure_model
 from rig.server import Completion, Server, ServerError
-from rig.workload import ROUNDS
+from rig.workload import PROMPTS, ROUNDS
 
 
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ class Observation:
 
     seconds: float
     """From the start of the server to its last answer."""
+
+    @property
+    def first_answers(self) -> tuple[Completion, ...]:
+        """Those to `workload.PROMPTS`, the first round."""
+        return self.answers[: len(PROMPTS)]
 
     def ledger(self) -> list[LedgerLine]:
         """What sglang-commfix has logged, in order."""

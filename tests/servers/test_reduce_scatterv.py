@@ -230,7 +230,7 @@ def test_a_patched_server_answers_as_one_rank_does(
     reference = observe(Setup(release, model=model))
     answers, ways = ask(environment, release, model, way)
 
-    assert compare(answers, reference.answers).is_noise
+    assert compare(answers, reference.first_answers).is_noise
     assert sorted(ways) == [0, 1]
     assert ways[0] == ways[1]
     layers = 3
