@@ -42,9 +42,10 @@ ROUNDS: tuple[Round, ...] = (
     # As many tokens for each of two or four DP ranks.
     Round(tuple(tuple(range(start, start + 16)) for start in (20, 140, 260, 380)), (6, 6, 6, 6)),
     # More requests than DP ranks, which end one by one: ranks run empty while others decode on.
+    # The first ends late enough for all to have arrived: a slow machine spreads them over steps.
     Round(
         ((5, 6), tuple(range(300, 341)), (11, 12, 13, 14), (400,) * 9, tuple(range(60, 40, -1))),
-        (12, 2, 5, 8, 3),
+        (16, 7, 9, 12, 8),
     ),
 )
 
