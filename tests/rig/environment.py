@@ -4,6 +4,7 @@
     ROOT/cp311/venv/                   torch, sglang's dependencies, sglang itself, sglang-commfix
     ROOT/cp311/releases/VERSION/       every other sglang release, shadowing the installed one
     ROOT/cp311/transformers/VERSION/   for releases that need another transformers
+    ROOT/flashinfer/VERSION/           see flashinfer.py
     ROOT/models/                       see models.py
     ROOT/logs/                         what pip said
 
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +178,14 @@ def ensure(
     return environment
 
 
+def ensure_part_of_wheel(environment: Environment, wanted: str, part: str, folder: Path) -> None:
+    """Have the Python files below `part` of the wheel of a requirement in `folder`."""
+    interpreter, _ = _interpreter()
+    with _lock(environment.root / "lock", _print) as lock:
+        if not folder.is_dir():
+            _Builder(environment, interpreter, _print, lock).part_of_wheel(wanted, part, folder)
+
+
 class _Builder:
     def __init__(self, environment: Environment, interpreter: str, say: Say, lock: int) -> None:
         self.environment = environment
@@ -235,6 +245,23 @@ class _Builder:
                 "--no-deps", "--force-reinstall", "--no-cache-dir", str(copy), name="sglang-commfix"
             )
         stamp.write_text(key)
+
+    def part_of_wheel(self, wanted: str, part: str, folder: Path) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            self._run(
+                f"download {wanted}",
+                str(self.environment.python), "-m", "pip", "download",
+                "--disable-pip-version-check", "--no-input", "--no-deps",
+                "--only-binary=:all:", "--dest", scratch, wanted,
+            )  # fmt: skip
+            (wheel,) = Path(scratch).glob("*.whl")
+            unpacked = Path(scratch) / "unpacked"
+            with zipfile.ZipFile(wheel) as archive:
+                for name in archive.namelist():
+                    if name.startswith(f"{part}/") and name.endswith(".py"):
+                        archive.extract(name, unpacked)
+            unpacked.rename(folder)
 
     def _folder(self, folder: Path, name: str, *what: str, key: str) -> None:
         if _is_current(folder, key):

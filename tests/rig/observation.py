@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rig.ledger import LedgerLine, read_ledger
 from rig.models import ensure_model
 from rig.server import Completion, Server, ServerError
-from rig.workload import PROMPTS, ROUNDS
+from rig.workload import PROMPTS, ROUNDS, Round
 
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ ONE_RANK: tuple[str, ...] = ()
 ATTENTION_DP_2_EP_2 = ("--tp", "2", "--dp", "2", "--enable-dp-attention", "--ep", "2")
 
 # Probes that only look on: their servers are asked, too.
-_ONLOOKERS = frozenset({"steps"})
+_ONLOOKERS = frozenset({"context_parallel", "reduce_scatter", "steps"})
 
 # Dense layers are not split over the ranks: their MLP runs in scatter mode SCATTERED.
 TP_2_DENSE_TP_1 = ("--tp", "2", "--moe-dense-tp-size", "1")
@@ -43,6 +43,12 @@ class Setup:
 
     model: str = "deepseek-v3"
     probes: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+    """More of the server's environment: names and values."""
+
+    rounds: tuple[Round, ...] = ROUNDS
+    """What it is asked, unless a probe of it acts."""
+
     max_running_requests: int = 8
 
 
@@ -51,7 +57,7 @@ class Observation:
     """What is left of a server when it has been stopped."""
 
     answers: tuple[Completion, ...]
-    """To the prompts of all `workload.ROUNDS`, in order; none from a server with probes that act."""
+    """To the prompts of all rounds, in order; none from a server with probes that act."""
 
     log: str
 
@@ -108,12 +114,15 @@ class Observer:
         return seen
 
     def _run(self, setup: Setup, waiting: Waiting | None) -> Observation | Failure:
+        variables = dict(setup.variables)
+        if setup.patches is not None:
+            variables["SGLANG_COMMFIX"] = setup.patches
         server = Server(
             setup.release,
             ensure_model(setup.model, self._environment.models),
             setup.flags,
             environment=self._environment,
-            env={} if setup.patches is None else {"SGLANG_COMMFIX": setup.patches},
+            env=variables,
             probes=setup.probes,
             max_running_requests=setup.max_running_requests,
             waiting=waiting,
@@ -122,7 +131,7 @@ class Observer:
         try:
             with server:
                 # A probe may leave the ranks' collectives out of step: no questions after one.
-                rounds = ROUNDS if _ONLOOKERS.issuperset(setup.probes) else ()
+                rounds = setup.rounds if _ONLOOKERS.issuperset(setup.probes) else ()
                 answers = [
                     answer
                     for these in rounds

@@ -49,6 +49,13 @@ ROUNDS: tuple[Round, ...] = (
     ),
 )
 
+# The first round's prompts by themselves. From 0.5.11 on, context parallelism splits a batch of one
+# over the CP ranks, but none of several.
+ONE_BY_ONE: tuple[Round, ...] = tuple(
+    Round((prompt,), (limit,))
+    for prompt, limit in zip(ROUNDS[0].prompts, ROUNDS[0].new_tokens, strict=True)
+)
+
 # In float32 the layouts differ by the order of additions only: 1e-5 and less is seen. A hidden
 # state reduced twice moves log-probabilities by 0.1 to 3.
 NOISE = 1e-3

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 from rig.environment import Environment
-from rig.models import ensure_model
 from rig.observation import Observation, Observer, Setup
-from rig.server import Completion, Server, ServerError
-from rig.workload import PROMPTS, compare
+from rig.server import ServerError
+from rig.workload import ONE_BY_ONE, PROMPTS, compare
 
 
 PATCH = "22003-moe-cp-decoupled"
@@ -30,8 +29,7 @@ TP_4_CP_2 = ("--tp", "4", *CP_2, "--moe-dp-size", "1")
 
 pytestmark = pytest.mark.servers
 
-Answers = tuple[list[Completion], dict[int, Any]]
-Ask = Callable[..., Answers]
+Ask = Callable[..., Observation]
 Decide = Callable[[str, str | None], list[dict[str, Any]]]
 
 
@@ -41,26 +39,13 @@ def reference(observe: Observer) -> Observation:
 
 
 @pytest.fixture(scope="module")
-def ask(environment: Environment) -> Ask:
-    """Serve and ask, once for each setup: the answers, and what the probe saw on each rank.
+def ask(observe: Observer) -> Ask:
+    """Serve the prompts one by one, and let the probe see what the ranks do with them."""
 
-    Prompts go one by one. From 0.5.11 on, a batch of several is not split over the CP ranks.
-    """
-
-    @cache
-    def ask(release: str, flags: tuple[str, ...], patches: str | None = None) -> Answers:
-        server = Server(
-            release,
-            ensure_model(MODEL, environment.models),
-            flags,
-            environment=environment,
-            env={} if patches is None else {"SGLANG_COMMFIX": patches},
-            probes=[PROBE],
-            start_timeout=480,
+    def ask(release: str, flags: tuple[str, ...], patches: str | None = None) -> Observation:
+        return observe(
+            Setup(release, flags, patches, model=MODEL, probes=(PROBE,), rounds=ONE_BY_ONE)
         )
-        with server:
-            answers = [server.generate([prompt])[0] for prompt in PROMPTS]
-            return answers, server.reports(PROBE)
 
     return ask
 
@@ -72,11 +57,10 @@ def decide(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -
     @cache
     def decide(release: str, patches: str | None) -> list[dict[str, Any]]:
         setting = {} if patches is None else {"SGLANG_COMMFIX": patches}
-        server = Server(release, Path(), environment=environment, env=setting)
-        command = [str(environment.python), str(SCRIPT)]
+        variables = environment.variables(release, tmp_path_factory.mktemp("decisions"))
         done = subprocess.run(
-            command,
-            env=server._process_environment(tmp_path_factory.mktemp("decisions")),
+            [str(environment.python), str(SCRIPT)],
+            env={**variables, **setting},
             check=True,
             stdout=subprocess.PIPE,
             timeout=240,
@@ -88,24 +72,15 @@ def decide(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -
     return decide
 
 
-def start(environment: Environment, flags: tuple[str, ...], patches: str | None) -> None:
-    env = {} if patches is None else {"SGLANG_COMMFIX": patches}
-    model = ensure_model(MODEL, environment.models)
-    with Server(RELEASE, model, flags, environment=environment, env=env, start_timeout=480):
-        pass
-
-
 def prefills(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Those of `PROMPTS`: sglang's health check sends one token, once or more often."""
     return [prefill for prefill in report["prefills"] if prefill["tokens"] > 1]
 
 
-def test_0_5_10_rejects_fewer_copies_of_the_experts_than_cp_ranks(
-    environment: Environment,
-) -> None:
+def test_0_5_10_rejects_fewer_copies_of_the_experts_than_cp_ranks(observe: Observer) -> None:
     message = "Attention context parallel size must be equal to MoE context parallel size"
     with pytest.raises(ServerError, match=message):
-        start(environment, TP_2_CP_2, None)
+        observe(Setup(RELEASE, TP_2_CP_2, model=MODEL))
 
 
 @pytest.mark.servers_full
@@ -118,22 +93,22 @@ class TestFourRanks:
     def test_0_5_10_with_the_patch_answers_as_one_rank_does(
         self, ask: Ask, reference: Observation, flags: tuple[str, ...]
     ) -> None:
-        answers, _ = ask(RELEASE, flags, PATCH)
+        patched = ask(RELEASE, flags, PATCH)
 
-        assert compare(answers, reference.first_answers).is_noise
+        assert compare(patched.answers, reference.first_answers).is_noise
 
     def test_0_5_11_answers_as_one_rank_does(
         self, ask: Ask, reference: Observation, flags: tuple[str, ...]
     ) -> None:
-        answers, _ = ask(FIXED, flags)
+        upstream = ask(FIXED, flags)
 
-        assert compare(answers, reference.first_answers).is_noise
+        assert compare(upstream.answers, reference.first_answers).is_noise
 
     def test_groups_scatter_modes_and_tokens_are_those_of_0_5_11_on_every_rank(
         self, ask: Ask, flags: tuple[str, ...]
     ) -> None:
-        _, patched = ask(RELEASE, flags, PATCH)
-        _, upstream = ask(FIXED, flags)
+        patched = ask(RELEASE, flags, PATCH).reports[PROBE]
+        upstream = ask(FIXED, flags).reports[PROBE]
 
         assert sorted(patched) == [0, 1, 2, 3]
         for rank, report in patched.items():
@@ -144,9 +119,7 @@ class TestFourRanks:
     def test_attention_sees_a_chunk_of_the_prompt_and_the_experts_see_all_of_it(
         self, ask: Ask, flags: tuple[str, ...]
     ) -> None:
-        _, reports = ask(RELEASE, flags, PATCH)
-
-        for rank, report in reports.items():
+        for rank, report in ask(RELEASE, flags, PATCH).reports[PROBE].items():
             assert {layer["mlp_mode"] for layer in report["layers"]} == {"MOE_FULL"}
             assert report["groups"]["MOE_DP"] == report["groups"]["ATTN_CP"]
             seen = {prefill["tokens"]: prefill for prefill in prefills(report)}
@@ -165,9 +138,9 @@ class TestFourRanks:
 
 @pytest.mark.servers_full
 def test_the_patch_is_right_together_with_all_others(ask: Ask, reference: Observation) -> None:
-    answers, _ = ask(RELEASE, TP_2_CP_2, "all")
+    patched = ask(RELEASE, TP_2_CP_2, "all")
 
-    assert compare(answers, reference.first_answers).is_noise
+    assert compare(patched.answers, reference.first_answers).is_noise
 
 
 @pytest.mark.servers_full
@@ -175,21 +148,22 @@ def test_the_patch_is_right_together_with_all_others(ask: Ask, reference: Observ
 def test_as_many_copies_as_cp_ranks_are_right_with_and_without_the_patch(
     ask: Ask, reference: Observation, patches: str | None
 ) -> None:
-    answers, reports = ask(RELEASE, ("--tp", "2", *CP_2, "--moe-dp-size", "2"), patches)
+    asked = ask(RELEASE, ("--tp", "2", *CP_2, "--moe-dp-size", "2"), patches)
 
-    assert compare(answers, reference.first_answers).is_noise
-    assert {layer["mlp_mode"] for layer in reports[0]["layers"]} == {"FULL"}
-    assert any(prefill["chunks"] for prefill in prefills(reports[0]))
+    assert compare(asked.answers, reference.first_answers).is_noise
+    report = asked.reports[PROBE][0]
+    assert {layer["mlp_mode"] for layer in report["layers"]} == {"FULL"}
+    assert any(prefill["chunks"] for prefill in prefills(report))
 
 
 @pytest.mark.parametrize(("cp", "moe_dp"), [("4", "2"), ("1", "2")])
 def test_other_sizes_are_rejected_in_the_words_of_0_5_11(
-    environment: Environment, cp: str, moe_dp: str
+    observe: Observer, cp: str, moe_dp: str
 ) -> None:
     message = "attn_cp_size != moe_dp_size is only supported when moe_dp_size == 1"
     flags = ("--tp", "4", "--attn-cp-size", cp, "--moe-dp-size", moe_dp)
     with pytest.raises(ServerError, match=message):
-        start(environment, flags, PATCH)
+        observe(Setup(RELEASE, flags, PATCH, model=MODEL))
 
 
 @pytest.mark.servers_full

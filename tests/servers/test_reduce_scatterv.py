@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -13,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig.environment import HERE, Environment
-from rig.models import ensure_model
+from rig.environment import Environment
 from rig.observation import ATTENTION_DP_2_EP_2, Observer, Setup
-from rig.server import Server
-from rig.workload import PROMPTS, compare
+from rig.workload import compare
 
 
 PATCH = "22642-dp-reduce-scatterv"
@@ -102,19 +98,7 @@ def run_ranks(
         "padded": PADDED,
     }
     (folder / "job.json").write_text(json.dumps(job))
-    path = [HERE / "shims", *environment.import_path(release)]
-    variables = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("SGLANG", "PYTHON", "RIG_"))},
-        "PYTHONPATH": os.pathsep.join(map(str, path)),
-        "SGLANG_COMMFIX": "22642",
-        "SGLANG_USE_CPU_ENGINE": "1",
-        "TRITON_INTERPRET": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONWARNINGS": "ignore",
-    }
+    variables = {**environment.variables(release, folder), "SGLANG_COMMFIX": "22642"}
     programs = [
         subprocess.Popen(
             [str(environment.python), str(PROGRAM), str(folder), str(rank)],
@@ -190,28 +174,6 @@ class TestOverGloo:
         assert reports[0]["padded"] == [True] * len(PADDED)
 
 
-def ask(
-    environment: Environment, release: str, model: str, way: str | None
-) -> tuple[Any, dict[int, Counter[str]]]:
-    """Ask a patched server; return its answers, and the ways it took by rank."""
-    server = Server(
-        release,
-        ensure_model(model, environment.models),
-        ATTENTION_DP_2_EP_2,
-        environment=environment,
-        env={
-            "SGLANG_COMMFIX": "all",
-            **({} if way is None else {"RIG_REDUCE_SCATTER_WAY": way}),
-        },
-        probes=["reduce_scatter"],
-    )
-    with server:
-        answers = server.generate(PROMPTS)
-        reports = server.reports("reduce_scatter")
-        assert all(PATCH in line for line in server.log.splitlines() if "commfix: sgl" in line)
-    return answers, {rank: Counter(report) for rank, report in reports.items()}
-
-
 def cases_of_servers() -> Iterator[Any]:
     """Every release, model and way; by default each release, model, and forced way once."""
     default = {
@@ -225,12 +187,23 @@ def cases_of_servers() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("release", "model", "way"), list(cases_of_servers()))
 def test_a_patched_server_answers_as_one_rank_does(
-    environment: Environment, observe: Observer, release: str, model: str, way: str | None
+    observe: Observer, release: str, model: str, way: str | None
 ) -> None:
     reference = observe(Setup(release, model=model))
-    answers, ways = ask(environment, release, model, way)
+    patched = observe(
+        Setup(
+            release,
+            ATTENTION_DP_2_EP_2,
+            "all",
+            model=model,
+            probes=("reduce_scatter",),
+            variables=() if way is None else (("RIG_REDUCE_SCATTER_WAY", way),),
+        )
+    )
 
-    assert compare(answers, reference.first_answers).is_noise
+    assert compare(patched.answers, reference.answers).is_noise
+    assert {PATCH in line.message for line in patched.ledger()} == {True}
+    ways = patched.reports["reduce_scatter"]
     assert sorted(ways) == [0, 1]
     assert ways[0] == ways[1]
     layers = 3

@@ -52,7 +52,7 @@ def _prepare_torch(torch: ModuleType) -> None:
     _have_no_streams(torch)
 
 
-def _register_collectives_for_cpu(common: ModuleType) -> None:
+def register_collectives_for_cpu(common: ModuleType) -> None:
     """sglang's custom operators (its collectives) are plain torch but registered for CUDA only."""
     library: Any = common.sglang_lib
     register_implementation = library.impl
@@ -232,7 +232,7 @@ class _GlooCommunicator:
 
 _SHIMS: dict[str, Shim] = {
     "torch": _prepare_torch,
-    "sglang.srt.utils.common": _register_collectives_for_cpu,
+    "sglang.srt.utils.common": register_collectives_for_cpu,
     "sglang.srt.layers.attention.torch_native_backend": _complete_torch_native_backend,
     "sglang.srt.layers.utils.cp_utils": _keep_context_parallelism_on_the_cpu,
     "sglang.srt.models.deepseek_common.attention_backend_handler": _use_absorbed_mla,

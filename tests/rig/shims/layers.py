@@ -60,7 +60,7 @@ def _name_every_kernel(sgl_kernel: Any) -> None:
     def get(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return sgl_kernel._unavailable(f"sgl_kernel.{name}")
+        return sgl_kernel.unavailable(f"sgl_kernel.{name}")
 
     sgl_kernel.__getattr__ = get
 
@@ -68,7 +68,7 @@ def _name_every_kernel(sgl_kernel: Any) -> None:
 def _register_collectives_for_cpu(utils: ModuleType) -> None:
     """Up to 0.5.2 the module that the shim for servers acts on is still part of this one."""
     if not hasattr(utils, "__path__"):
-        cpu._register_collectives_for_cpu(utils)
+        cpu.register_collectives_for_cpu(utils)
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __version__ = "999.0.0"
 
 
-def _unavailable(name: str) -> Callable[..., NoReturn]:
+def unavailable(name: str) -> Callable[..., NoReturn]:
     def function(*args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError(f"{name} needs a GPU")
 
@@ -25,7 +25,7 @@ def _unavailable(name: str) -> Callable[..., NoReturn]:
 
 def __getattr__(name: str) -> Callable[..., NoReturn]:
     if name in _IMPORTED_BY_NAME:
-        return _unavailable(f"sgl_kernel.{name}")
+        return unavailable(f"sgl_kernel.{name}")
     raise AttributeError(name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
-from . import _unavailable
+from . import unavailable
 
 
 if TYPE_CHECKING:
@@ -14,4 +14,4 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Callable[..., NoReturn]:
     if name.startswith("__"):
         raise AttributeError(name)
-    return _unavailable(f"sgl_kernel.kvcacheio.{name}")
+    return unavailable(f"sgl_kernel.kvcacheio.{name}")
