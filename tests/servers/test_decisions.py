@@ -16,7 +16,7 @@ import pytest
 from rig.decisions import Answers, decide
 from rig.environment import ensure
 
-from sglang_commfix.register import Difference, Patch, load
+from sglang_commfix.register import Difference, load
 
 
 pytestmark = pytest.mark.servers
@@ -41,31 +41,17 @@ COMPARED = (
 )
 
 
-def variants(patch: Patch) -> list[list[str]]:
-    """The affected releases, those together whose edited scopes are the same."""
-    targets = {edit.target for edit in patch.edits if edit.target.scope}
-    groups: dict[tuple[str | None, ...], list[str]] = {}
-    for release in patch.affected_releases:
-        index = patch.fingerprints.releases.index(release)
-        key = tuple(patch.fingerprints.targets[target][index] for target in sorted(targets))
-        groups.setdefault(key, []).append(release)
-    return list(groups.values())
-
-
 def cases() -> Iterator[object]:
-    """Of the oldest and the newest variant the last release by default, of the whole all."""
+    """The last affected release by default, of the whole all."""
     for compared in COMPARED:
-        groups = variants(load()[compared.patch])
-        default = {groups[0][-1], groups[-1][-1]}
-        for group in groups:
-            for release in group:
-                marks = () if release in default else pytest.mark.servers_full
-                yield pytest.param(
-                    compared,
-                    release,
-                    marks=marks,
-                    id=f"{compared.patch}-{compared.suite}-{release}",
-                )
+        *others, last = load()[compared.patch].affected_releases
+        for release in (*others, last):
+            yield pytest.param(
+                compared,
+                release,
+                marks=() if release == last else pytest.mark.servers_full,
+                id=f"{compared.patch}-{compared.suite}-{release}",
+            )
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,10 @@ def affected(entry: str, releases: str = "") -> list[str]:
 
 
 def representatives(entry: str) -> set[str]:
-    """One release for each text that the entry's edits meet; one that serves, where there is."""
+    """A release with the oldest text that the entry's edits meet, and one with the newest.
+
+    Of those with the same text one that serves, where there is one.
+    """
     fingerprints = REGISTER[entry].fingerprints
     edited = {edit.target for edit in REGISTER[entry].edits} & set(fingerprints.targets)
     chosen: dict[tuple[str | None, ...], str] = {}
@@ -169,7 +172,8 @@ def representatives(entry: str) -> set[str]:
         text = tuple(fingerprints.targets[target][number] for target in sorted(edited, key=str))
         if chosen.get(text) not in RELEASES:
             chosen[text] = release
-    return set(chosen.values())
+    oldest, *_, newest = (*chosen.values(), *chosen.values())
+    return {oldest, newest}
 
 
 def is_on_by_default(entry: str) -> bool:
@@ -197,7 +201,7 @@ class Run:
 def proofs(proofs: tuple[Proof, ...]) -> list[Run]:
     """Each affected release without and with the patch.
 
-    By default one of those that share a text; of what is not on by default, if it serves.
+    By default the entry's representatives; of what is not on by default, if they serve.
     """
     return [
         Run(

@@ -77,6 +77,7 @@ def prefills(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [prefill for prefill in report["prefills"] if prefill["tokens"] > 1]
 
 
+@pytest.mark.servers_full
 def test_0_5_10_rejects_fewer_copies_of_the_experts_than_cp_ranks(observe: Observer) -> None:
     message = "Attention context parallel size must be equal to MoE context parallel size"
     with pytest.raises(ServerError, match=message):
@@ -156,6 +157,7 @@ def test_as_many_copies_as_cp_ranks_are_right_with_and_without_the_patch(
     assert any(prefill["chunks"] for prefill in prefills(report))
 
 
+@pytest.mark.servers_full
 @pytest.mark.parametrize(("cp", "moe_dp"), [("4", "2"), ("1", "2")])
 def test_other_sizes_are_rejected_in_the_words_of_0_5_11(
     observe: Observer, cp: str, moe_dp: str

@@ -77,8 +77,9 @@ class TestFusion:
 
 
 class TestDummyRun:
-    RELEASES = ("0.5.9", "0.5.11", in_full("0.5.12.post1"))
+    RELEASES = (in_full("0.5.9"), "0.5.11", in_full("0.5.12.post1"))
 
+    @pytest.mark.servers_full
     def test_0_5_9_does_not_align_and_fails(self, observe: Observer) -> None:
         runs = dummy_runs(scattered_mlp(observe, "0.5.9", patched=False))
 

@@ -18,6 +18,8 @@ RUNTIME_PROCESSES = [
     "sglang::scheduler",
 ]
 
+FIXED = (pytest.param("0.5.12.post1", marks=pytest.mark.servers_full), "0.5.13")
+
 pytestmark = pytest.mark.servers
 
 
@@ -53,7 +55,7 @@ def test_0_5_11_with_the_patch_answers_as_one_rank_does(
     assert difference.is_noise, difference
 
 
-@pytest.mark.parametrize("release", ["0.5.12.post1", "0.5.13"])
+@pytest.mark.parametrize("release", FIXED)
 def test_a_fixed_release_keeps_its_right_answers(
     observe: Observer, reference: Observation, release: str
 ) -> None:
@@ -62,7 +64,7 @@ def test_a_fixed_release_keeps_its_right_answers(
     assert compare(fixed.answers, reference.answers).is_noise
 
 
-@pytest.mark.parametrize("release", ["0.5.12.post1", "0.5.13"])
+@pytest.mark.parametrize("release", FIXED)
 def test_a_fixed_release_says_in_every_process_that_it_does_not_need_the_patch(
     observe: Observer, release: str
 ) -> None:

@@ -165,8 +165,10 @@ def _honour_expert_parallelism(native: Any) -> None:
 
 
 def _keep_expert_map_off_cuda(standard: Any) -> None:
-    """0.5.9 finds local experts by a table that it makes on `cuda`, whatever the device."""
-    torch = standard.torch
+    """0.5.4 to 0.5.9 find local experts by a table that they make on `cuda`, whatever the device."""
+    torch = getattr(standard, "torch", None)
+    if torch is None:
+        return
 
     def on_default_device(create: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(create)
