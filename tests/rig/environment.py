@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rig.releases import INSTALLED, LAYERS, Release
+from rig.releases import DECISIONS, INSTALLED, Release
 
 
 HERE = Path(__file__).resolve().parent
@@ -335,9 +335,9 @@ def _lock(path: Path, say: Say) -> Iterator[int]:
 
 
 def _release(version: str) -> Release:
-    if version not in LAYERS:
-        raise RigError(f"unknown sglang release {version}; the rig has {', '.join(LAYERS)}")
-    return LAYERS[version]
+    if version not in DECISIONS:
+        raise RigError(f"unknown sglang release {version}; the rig has {', '.join(DECISIONS)}")
+    return DECISIONS[version]
 
 
 def _succeeds(command: Sequence[str]) -> bool:

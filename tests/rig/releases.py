@@ -41,6 +41,11 @@ LAYERS = {
     **_by_version("5.3.0", "0.5.10", "0.5.10.post1"),
     **_by_version(None, "0.5.11", "0.5.12", "0.5.12.post1"),
     **_by_version("5.8.1", "0.5.13"),
-    # For its decisions alone: what #22642 came to in the end.
+}
+
+# And for these to be asked what they decide: see `decisions/`.
+DECISIONS = {
+    **LAYERS,
+    # What #22642 came to in the end.
     **_by_version("5.8.1", "0.5.17"),
 }

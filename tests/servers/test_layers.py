@@ -28,6 +28,9 @@ FAULT = 1e-1
 
 REGISTER = {patch.id: patch for patch in load().patches}
 
+# Its GLM-4 MoE blocks lack an attribute that the class they inherit from reads.
+NO_GLM4_MOE = "0.5.3.post2"
+
 TP_2 = Layout(tp=2)
 DENSE_WHOLE = Layout(tp=2, moe_dense_tp=1)
 DP_2 = Layout(tp=2, dp=2)
@@ -80,8 +83,16 @@ NECESSARY = (
         "qwen3-moe-ep-double-reduce",
         qwen3_moe(Layout(tp=4, dp=4, ep=2), (4, 1, 0, 3), forward="decode"),
     ),
-    Proof("11665-glm4-moe-double-reduce", glm4_moe(DP_2, (4, 1), forward="decode")),
-    Proof("11665-glm4-moe-double-reduce", glm4_moe(DP_4_EP_4, (4, 0, 5, 3), forward="decode")),
+    Proof(
+        "11665-glm4-moe-double-reduce",
+        glm4_moe(DP_2, (4, 1), forward="decode"),
+        releases=f"!={NO_GLM4_MOE}",
+    ),
+    Proof(
+        "11665-glm4-moe-double-reduce",
+        glm4_moe(DP_4_EP_4, (4, 0, 5, 3), forward="decode"),
+        releases=f"!={NO_GLM4_MOE}",
+    ),
     # The model refuses these layouts without the patch; its layers show why.
     Proof("22003-moe-cp-decoupled", qwen3_moe(TP_4_CP_2, (5, 3))),
     Proof("22003-moe-cp-decoupled", qwen3_moe(Layout(tp=4, ep=2, attn_cp=2), (4, 4))),
@@ -109,6 +120,10 @@ UNMENDED = {
     "all-reduce fused with DP attention, which nobody does unasked": (
         ("0.5.1", "0.5.3.post1", "0.5.3.post3", "0.5.4"),
         Case(DP_2, (4, 1), forward="decode", fusion=True),
+    ),
+    "GLM-4 MoE blocks that lack an attribute, and die in any layout": (
+        (NO_GLM4_MOE,),
+        glm4_moe(TP_2, (5,)),
     ),
     "reduce_scatterv where a DP group has several ranks (#32663)": (
         ("0.5.11", "0.5.12.post1", "0.5.13"),
@@ -266,6 +281,7 @@ def test_other_collectives_yield_the_same_output(observe: LayerObserver, run: Ru
     Run(release, (("1", case),), str(case), release in SOME_RELEASES and case in SOME_LAYOUTS)
     for release in LAYERS
     for case in LAYOUTS
+    if (release, case.model) != (NO_GLM4_MOE, "glm4-moe")
 )
 def test_every_layout_is_right_with_all_that_is_on_by_default(
     observe: LayerObserver, run: Run

@@ -166,7 +166,7 @@ def _honour_expert_parallelism(native: Any) -> None:
 
 def _keep_expert_map_off_cuda(standard: Any) -> None:
     """0.5.4 to 0.5.9 find local experts by a table that they make on `cuda`, whatever the device."""
-    torch = getattr(standard, "torch", None)
+    torch: Any = getattr(standard, "torch", None)
     if torch is None:
         return
 
