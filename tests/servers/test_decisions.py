@@ -142,6 +142,7 @@ def test_a_patched_release_decides_as_upstream_does_but_for_what_the_register_na
     assert set(named) == {d.when for d in differences}
 
 
+@pytest.mark.servers_full
 @pytest.mark.parametrize("compared", COMPARED, ids=lambda one: f"{one.patch}-{one.suite}")
 def test_the_last_affected_release_unpatched_does_not(ask: Ask, compared: Compared) -> None:
     patch = load()[compared.patch]

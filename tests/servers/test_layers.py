@@ -162,7 +162,7 @@ LAYOUTS = (
 )
 
 # For the default run: unequal tokens, none at all, and both padding modes.
-SOME_RELEASES = ("0.5.9", "0.5.10.post1", "0.5.11")
+SOME_RELEASES = ("0.5.10.post1", "0.5.11")
 SOME_LAYOUTS = (LAYOUTS[0], LAYOUTS[5], LAYOUTS[7], LAYOUTS[13], LAYOUTS[15])
 
 

@@ -179,6 +179,7 @@ def test_deepseek_v3_whose_prompts_are_not_split_is_right_with_and_without_the_p
         assert compare(four_ranks.answers, one_rank.answers).is_noise
 
 
+@pytest.mark.servers_full
 class TestDecisions:
     """Of every layer's communicator, for 196 combinations of sizes: see `moe_cp_decisions`."""
 
