@@ -72,12 +72,15 @@ class commfix_CommBackend:  # noqa: N801 - the prefix keeps it apart from sglang
 def commfix_fusion_group(use_attn_tp_group):
     """Return the coordinator of the group over which a fused call reduces.
 
-    The groups of sglang PR 21249 (0.5.11): attention-TP for what attention leaves to be reduced;
-    for what an MLP leaves, expert parallelism's group, or the MoE-TP group where there is none.
+    Without context parallelism the attention-TP group holds all ranks, and reduces whatever is
+    left to be reduced. With it, the groups of sglang PR 21249 (0.5.11): attention-TP for what
+    attention leaves; for what an MLP leaves, expert parallelism's group, or the MoE-TP group where
+    there is none.
     """
     from sglang.srt.distributed import get_attn_tp_group, get_moe_ep_group, get_moe_tp_group
+    from sglang.srt.server_args import get_global_server_args
 
-    if use_attn_tp_group:
+    if use_attn_tp_group or get_global_server_args().attn_cp_size == 1:
         return get_attn_tp_group()
     expert_parallel = get_moe_ep_group()
     return expert_parallel if expert_parallel.world_size > 1 else get_moe_tp_group()
@@ -86,14 +89,17 @@ def commfix_fusion_group(use_attn_tp_group):
 def commfix_moe_group_fuses():
     """Tell whether one group reduces all that an MLP leaves to the next layer's fused call.
 
-    No with expert and MoE tensor parallelism at once, whose reduction spans two groups (sglang
-    PR 32963, 0.5.18), and no where the experts' group spans several context-parallel ranks, whose
-    hidden states have to be scattered again (sglang PR 22003, 0.5.11).
+    Always without context parallelism. With it, no with expert and MoE tensor parallelism at once,
+    whose reduction spans two groups (sglang PR 32963, 0.5.18), and no where the experts' group
+    spans several context-parallel ranks, whose hidden states have to be scattered again (sglang
+    PR 22003, 0.5.11).
     """
     from sglang.srt.distributed import get_moe_ep_group, get_moe_tp_group
     from sglang.srt.server_args import get_global_server_args
 
     server_args = get_global_server_args()
+    if server_args.attn_cp_size == 1:
+        return True
     spans_two_groups = get_moe_ep_group().world_size > 1 and get_moe_tp_group().world_size > 1
     return not spans_two_groups and server_args.attn_cp_size <= server_args.moe_dp_size
 

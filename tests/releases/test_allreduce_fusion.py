@@ -134,10 +134,16 @@ def decision(function: ast.FunctionDef) -> Callable[..., bool]:
     ) -> bool:
         server_args = SimpleNamespace(pp_size=pp, attn_cp_size=cp, moe_dp_size=moe_dp)
         module = SimpleNamespace(
-            commfix_moe_group_fuses=lambda: cp <= moe_dp and not (ep > 1 and moe_tp > 1)
+            get_moe_ep_group=lambda: SimpleNamespace(world_size=ep),
+            get_moe_tp_group=lambda: SimpleNamespace(world_size=moe_tp),
+            get_global_server_args=lambda: server_args,
         )
+        builtin = vars(builtins) | {"__import__": lambda *_: module}
+        appended: dict[str, Any] = {"__builtins__": builtin}
+        exec(ast.unparse(after("0.5.10", FLASHINFER, "commfix_moe_group_fuses")), appended)
+        module.commfix_moe_group_fuses = appended["commfix_moe_group_fuses"]
         namespace: dict[str, Any] = {
-            "__builtins__": vars(builtins) | {"__import__": lambda *_: module},
+            "__builtins__": builtin,
             "_use_aiter": False,
             "ScatterMode": SimpleNamespace(SCATTERED="SCATTERED", FULL="FULL"),
             "get_global_server_args": lambda: server_args,
@@ -170,15 +176,18 @@ MODES = [
 
 
 @pytest.mark.parametrize("release", AFFECTED)
-def test_an_mlp_fuses_as_in_0_5_18_but_not_across_pipeline_stages(release: str) -> None:
+def test_an_mlp_fuses_as_in_0_5_18_and_without_cp_as_before_but_not_across_pipeline_stages(
+    release: str,
+) -> None:
     ours = decision(after(release, COMMUNICATOR, DECIDE, f"{FUSION},19918-scattered-mlp-fusion"))
     theirs = decision(before("0.5.18", COMMUNICATOR, DECIDE))
+    unpatched = decision(after(release, COMMUNICATOR, DECIDE, "19918-scattered-mlp-fusion"))
     fused = 0
     for modes in MODES:
-        expected = theirs(**modes) and modes["pp"] == 1
+        expected = (unpatched if modes["cp"] == 1 else theirs)(**modes) and modes["pp"] == 1
         assert ours(**modes) == expected, modes
         fused += expected
-    assert fused == 30
+    assert fused == 42
 
 
 @pytest.mark.parametrize("release", AFFECTED)
