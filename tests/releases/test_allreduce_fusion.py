@@ -128,6 +128,7 @@ def decision(function: ast.FunctionDef) -> Callable[..., bool]:
     """The method as a function of the modes that it asks for."""
     function.name = "decide"
     text = ast.unparse(function).replace("forward_batch: ForwardBatch", "forward_batch")
+    group_fuses = ast.unparse(after("0.5.10", FLASHINFER, "commfix_moe_group_fuses"))
 
     def decide(
         *, ep: int, moe_tp: int, cp: int, moe_dp: int, pp: int, mode: str, last: bool
@@ -140,7 +141,7 @@ def decision(function: ast.FunctionDef) -> Callable[..., bool]:
         )
         builtin = vars(builtins) | {"__import__": lambda *_: module}
         appended: dict[str, Any] = {"__builtins__": builtin}
-        exec(ast.unparse(after("0.5.10", FLASHINFER, "commfix_moe_group_fuses")), appended)
+        exec(group_fuses, appended)
         module.commfix_moe_group_fuses = appended["commfix_moe_group_fuses"]
         namespace: dict[str, Any] = {
             "__builtins__": builtin,
