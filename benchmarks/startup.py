@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from fingerprints import fetch, wanted_files
 
-from sglang_commfix.register import load
+from sglang_commfix.engine.register import load
 
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import sys
 
-from sglang_commfix.cli import main
+from sglang_commfix.command.cli import main
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake import FAULTY, FILE, Upstream, write_sglang
 
-from sglang_commfix.register import Register
+from sglang_commfix.engine.register import Register
 
 
 @pytest.fixture

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sglang_commfix.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.command.report import reason_of
+from sglang_commfix.engine.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.engine.make_lock import make_lock
+from sglang_commfix.engine.register import Register, load_folder
+from sglang_commfix.engine.source import Source
+from sglang_commfix.engine.tree import Tree
 from sglang_commfix.installed import Sglang
-from sglang_commfix.plan import Plan, make_plan
-from sglang_commfix.register import Register, load_folder
-from sglang_commfix.settings import Settings
-from sglang_commfix.source import Source
+from sglang_commfix.run.host import Settings
+from sglang_commfix.run.plan import Plan, select
 
 
 MODULE = "sglang.srt.layers.communicator"
@@ -146,15 +150,15 @@ def _is_tables(value: object) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def plan(register: Register, root: Path, select: str = "all", **environ: str) -> Plan:
+def plan(register: Register, root: Path, words: str = "all", allow: Collection[str] = ()) -> Plan:
     """Plan for the sglang below ``root``."""
-    settings = Settings.from_environment(register, select, environ)
-    return make_plan(register, Sglang.at(root / "sglang"), settings)
+    sglang = Sglang(root / "sglang")
+    return select(sglang, Settings(words), make_lock(register, Tree(sglang), allow), "engine")
 
 
 def verdicts(made: Plan) -> dict[str, str]:
-    return {decision.patch.id: decision.verdict for decision in made.decisions}
+    return {patch["id"]: patch["decision"] for patch in made.patches}
 
 
 def reason(made: Plan, name: str = "1-guard") -> str:
-    return next(d.reason for d in made.decisions if d.patch.id == name)
+    return next(reason_of(made, patch) for patch in made.patches if patch["id"] == name)

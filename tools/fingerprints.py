@@ -25,14 +25,15 @@ from typing import TYPE_CHECKING
 from generated import bring_up_to_date
 from packaging.version import Version
 
-from sglang_commfix.installed import Sglang
-from sglang_commfix.register import load_folder
+from sglang_commfix.engine.register import load_folder
+from sglang_commfix.engine.tree import Tree
+from sglang_commfix.installed import KEY, Sglang
 
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sglang_commfix.register import Patch, Target
+    from sglang_commfix.engine.register import Patch, Target
 
 PATCHES = Path(__file__).resolve().parent.parent / "patches"
 FIRST = Version("0.5.1")
@@ -58,7 +59,7 @@ def published() -> list[str]:
 
 def wanted_files(patches: Sequence[Patch]) -> list[str]:
     """Return the files of a wheel that the register looks at."""
-    modules = {target.module for patch in patches for target in patch.targets}
+    modules = {KEY, *(module for patch in patches for module in patch.modules)}
     return sorted({f"{module.replace('.', '/')}.py" for module in modules} | set(VERSION_FILES))
 
 
@@ -96,9 +97,9 @@ def _download(release: str, folder: Path) -> Path:
     raise SystemExit(f"sglang {release} cannot be downloaded:\n{result.stderr}")
 
 
-def fingerprints_of(sglang: Sglang, targets: Sequence[Target]) -> dict[Target, str | None]:
+def fingerprints_of(tree: Tree, targets: Sequence[Target]) -> dict[Target, str | None]:
     """Fingerprint every target of one release."""
-    return {target: sglang.fingerprint(target) for target in targets}
+    return {target: tree.fingerprint(target) for target in targets}
 
 
 def render(
@@ -149,7 +150,7 @@ def main() -> int:
     table = {}
     for number, release in enumerate(releases, 1):
         print(f"\r{number}/{len(releases)} {release:12}", end="", file=sys.stderr, flush=True)
-        table[release] = fingerprints_of(Sglang.at(fetch(release, files) / "sglang"), targets)
+        table[release] = fingerprints_of(Tree(Sglang(fetch(release, files) / "sglang")), targets)
     print(file=sys.stderr)
     known = json.loads(listed.read_text(encoding="utf-8"))
     for before, release in pairwise(releases):

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 from generated import bring_up_to_date
 from packaging.version import Version
 
-from sglang_commfix.register import load_folder
+from sglang_commfix.engine.register import load_folder
 
 
 if TYPE_CHECKING:
-    from sglang_commfix.register import Patch, Register
+    from sglang_commfix.engine.register import Patch, Register
 
 _HEAD = """\
 # The register

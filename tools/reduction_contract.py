@@ -30,9 +30,9 @@ from fingerprints import PATCHES, fetch, wanted_files
 from generated import bring_up_to_date
 from packaging.specifiers import SpecifierSet
 
-from sglang_commfix.fingerprint import fingerprint, suites
-from sglang_commfix.register import load_folder
-from sglang_commfix.source import Source
+from sglang_commfix.engine.fingerprint import fingerprint, suites
+from sglang_commfix.engine.register import load_folder
+from sglang_commfix.engine.source import Source
 
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import pytest
 from fake import FAULTY, FILE, FIXED, MODULE, Upstream, edit, patch, write_sglang
 
 import sglang_commfix
-from sglang_commfix import cli, register
+from sglang_commfix.command import cli, own_lock, report
+from sglang_commfix.engine import register, shipped
 
 
 DIFFERENCES = [{"decision": "fusion", "when": "tp > 1", "why": "Rounds down."}]
@@ -23,7 +24,7 @@ def own_register(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyP
         patch(links=["https://example.org/1"], fixes=[7, 8], difference=DIFFERENCES),
         fast,
     )
-    for module in (cli, sglang_commfix.embed):
+    for module in (cli, own_lock, report, shipped):
         monkeypatch.setattr(module, "load", lambda: loaded)
     for name in ("", "_STRICT", "_ALLOW_UNKNOWN", "_LOG"):
         monkeypatch.delenv(f"SGLANG_COMMFIX{name}", raising=False)
@@ -97,7 +98,10 @@ class TestStatus:
     ) -> None:
         ran = Ran(capsys, "status", "--sglang-path", write_sglang(tmp_path / "new", {FILE: FIXED}))
         assert ran.status == 0
-        assert "pip uninstall sglang-commfix" in ran.out
+        assert (
+            f"None of the 2 faults that sglang-commfix {sglang_commfix.__version__} knows"
+            in ran.out
+        )
 
     def test_a_refusal_is_exit_status_1(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -106,7 +110,7 @@ class TestStatus:
         ran = Ran(capsys, "status", "--sglang-path", root)
         assert ran.status == 1
         assert "refused     1-guard" in ran.out
-        assert "SGLANG_COMMFIX_ALLOW_UNKNOWN=1-guard " in ran.out
+        assert "`sglang-commfix lock --allow 1-guard`" in ran.out
         assert Ran(capsys, "status", "--sglang-path", root, "--select", "0").status == 0
 
     def test_a_folder_that_shadows_sglang_is_pointed_out(
@@ -144,7 +148,7 @@ class TestBadInput:
             (["diff", "nonsense"], 2, "'nonsense' is unknown"),
             (["diff", "1-guard", "--select", "1"], 2, "give one of them"),
             (["explain", "nonsense"], 2, "'nonsense' is unknown. Known are: 1-guard, 2-fast, 1, 2"),
-            (["export"], 2, "the following arguments are required: -o/--output"),
+            (["export"], 2, "one of the arguments -o/--output --series is required"),
             (["run"], 2, "run needs a command"),
             (["status", "--sglang-path", "nowhere"], 3, "nowhere contains no sglang package"),
         ],
@@ -180,7 +184,7 @@ class TestBadInput:
     def test_no_sglang_is_exit_status_3(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("sglang_commfix.installed.find_package", lambda: None)
+        monkeypatch.setattr("sglang_commfix.command.locate.find_sglang", lambda: None)
         ran = Ran(capsys, "status")
         assert (ran.status, ran.out) == (3, "")
         assert ran.err.startswith("sglang-commfix: no sglang is installed for ")
@@ -201,9 +205,7 @@ class TestBadInput:
         capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(
-            sglang_commfix.embed, "load", lambda: register.load_folder(tmp_path / "nowhere")
-        )
+        monkeypatch.setattr(shipped, "load", lambda: register.load_folder(tmp_path / "nowhere"))
         ran = Ran(capsys, "status", "--sglang-path", faulty)
         assert ran.status == 1
         assert "reinstall sglang-commfix" in ran.err
@@ -312,7 +314,7 @@ def test_the_report_of_the_python_interface_is_that_of_the_command(
         "patches": report.as_dict()["patches"]
     }
     assert isinstance(report, sglang_commfix.Report)
-    assert isinstance(report.patches[0], sglang_commfix.PatchReport)
+    assert isinstance(report.patches[0], sglang_commfix.command.report.PatchReport)
     assert report.patches[0].decision == "apply"
 
 

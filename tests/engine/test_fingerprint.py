@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_commfix.errors import SourceError
-from sglang_commfix.fingerprint import find_scope, fingerprint, normal_form
+from sglang_commfix.engine.errors import SourceError
+from sglang_commfix.engine.fingerprint import find_scope, fingerprint, normal_form
 
 
 SAMPLES = [

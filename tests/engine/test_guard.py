@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,16 @@ from fake import (
     write_sglang,
 )
 
-from sglang_commfix.register import Register
+from sglang_commfix.engine.register import Register
 
 
 EDITED = FAULTY.replace("size > 0", "size > 1")
 
 
-def decided(register: Register, root: Path, text: str, version: str = "1.1", **environ: str) -> str:
-    made = plan(register, write_sglang(root, {FILE: text}, version), **environ)
+def decided(
+    register: Register, root: Path, text: str, version: str = "1.1", allow: Sequence[str] = ()
+) -> str:
+    made = plan(register, write_sglang(root, {FILE: text}, version), allow=allow)
     return verdicts(made)["1-guard"]
 
 
@@ -50,7 +53,7 @@ def test_source_with_the_fix_is_left_alone(register: Register, tmp_path: Path) -
     made = plan(register, write_sglang(tmp_path, {FILE: FIXED}, "1.3"))
     assert verdicts(made) == {"1-guard": "not-needed"}
     assert reason(made) == "sglang has the fix since 1.3"
-    assert made.uninstall
+    assert made.unneeded
 
 
 def test_a_fault_of_upstreams_own_fix_is_named_with_its_repair(tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def test_a_fault_of_upstreams_own_fix_is_named_with_its_repair(tmp_path: Path) -
     made = plan(register, write_sglang(tmp_path / "new", {FILE: FIXED}, "1.3"))
     assert verdicts(made) == {"1-guard": "not-needed", "2-repair": "apply"}
     assert reason(made) == "sglang has the fix since 1.3, with a fault that 2-repair repairs"
-    assert not made.uninstall
+    assert not made.unneeded
 
 
 def test_source_that_never_had_the_fault_is_left_alone(tmp_path: Path) -> None:
@@ -100,17 +103,17 @@ def test_edited_source_is_refused_with_what_to_do(register: Register, tmp_path: 
     made = plan(register, write_sglang(tmp_path, {FILE: EDITED}))
     assert verdicts(made) == {"1-guard": "refused"}
     assert f"{MODULE}:LayerCommunicator.should_fuse is not as in any release" in reason(made)
-    assert "SGLANG_COMMFIX_ALLOW_UNKNOWN=1-guard" in reason(made)
+    assert "`sglang-commfix lock --allow 1-guard`" in reason(made)
     assert not made.modules
 
 
 def test_edited_source_is_patched_if_the_user_allows_it(register: Register, tmp_path: Path) -> None:
-    allowed = {"SGLANG_COMMFIX_ALLOW_UNKNOWN": "1-guard"}
-    assert decided(register, tmp_path / "a", EDITED, **allowed) == "apply"
+    allowed = ["1-guard"]
+    assert decided(register, tmp_path / "a", EDITED, allow=allowed) == "apply"
     without = EDITED.replace("size = batch.size", "size = len(batch)")
-    assert decided(register, tmp_path / "b", without, **allowed) == "refused"
+    assert decided(register, tmp_path / "b", without, allow=allowed) == "refused"
     twice = EDITED.replace("return size", "size = batch.size\n        return size")
-    assert decided(register, tmp_path / "c", twice, **allowed) == "refused"
+    assert decided(register, tmp_path / "c", twice, allow=allowed) == "refused"
 
 
 def test_a_change_outside_every_target_is_none_of_our_business(
@@ -207,15 +210,15 @@ class TestVariants:
         text = FAULTY.replace("size = batch", f"{old} = batch")
         made = plan(register, write_sglang(tmp_path, {FILE: text}))
         assert verdicts(made) == {"1-guard": "apply"}
-        assert added in made.modules[MODULE].after.text
+        assert added in made.modules[MODULE].after.decode()
 
     def test_unknown_source_takes_the_variant_that_matches(
         self, register: Register, tmp_path: Path
     ) -> None:
         text = EDITED.replace("size = batch", "count = size = batch")
         root = write_sglang(tmp_path, {FILE: text})
-        made = plan(register, root, SGLANG_COMMFIX_ALLOW_UNKNOWN="1")
-        assert "second" in made.modules[MODULE].after.text
+        made = plan(register, root, allow=["1-guard"])
+        assert "second" in made.modules[MODULE].after.decode()
 
 
 class TestPatchedOnDisk:
@@ -223,14 +226,14 @@ class TestPatchedOnDisk:
 
     def patched(self, register: Register, root: Path, *, select: str = "all") -> Path:
         for module in plan(register, root, select).modules.values():
-            module.before.path.write_bytes(module.after.raw)
+            module.path.write_bytes(module.after)
         return root
 
     def test_it_needs_nothing(self, register: Register, faulty: Path) -> None:
         made = plan(register, self.patched(register, faulty))
         assert verdicts(made) == {"1-guard": "not-needed"}
         assert "patched already" in reason(made)
-        assert made.uninstall
+        assert made.unneeded
 
     def test_an_edit_on_top_is_refused(self, register: Register, faulty: Path) -> None:
         file = self.patched(register, faulty) / "sglang" / FILE
@@ -243,13 +246,13 @@ class TestPatchedOnDisk:
     ) -> None:
         more = patch("2-more", edit=[edit(find="return size > 0", before="more()\n")])
         register = upstream.register(tmp_path / "patches", patch(), more)
-        both = plan(register, faulty).modules[MODULE].after.text
+        both = plan(register, faulty).modules[MODULE].after.decode()
         made = plan(register, self.patched(register, faulty, select=select))
         named = {"1-guard", "2-more"} if select == "all" else {select}
         for name, verdict in verdicts(made).items():
             assert verdict == ("not-needed" if name in named else "apply")
         if made.modules:
-            assert made.modules[MODULE].after.text == both
+            assert made.modules[MODULE].after.decode() == both
 
     def test_a_damaged_file_of_another_patch_does_not_hide_it(
         self, tmp_path: Path, upstream: Upstream, faulty: Path
@@ -282,5 +285,5 @@ def test_a_feature_that_nobody_asked_for_does_not_keep_the_package_installed(
     tmp_path: Path, upstream: Upstream, faulty: Path
 ) -> None:
     register = upstream.register(tmp_path / "patches", patch(kind="feature"))
-    assert plan(register, faulty, "1").uninstall
-    assert not plan(register, faulty, "all").uninstall
+    assert plan(register, faulty, "1").unneeded
+    assert not plan(register, faulty, "all").unneeded

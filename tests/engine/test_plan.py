@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fake import FAULTY, FILE, MODULE, Upstream, edit, patch, plan, reason, verdicts, write_sglang
 
-from sglang_commfix.register import Register
+from sglang_commfix.engine.register import Register
 
 
 OTHER = "sglang.srt.other"
@@ -133,7 +133,7 @@ class TestSelection:
         made = plan(register, write_sglang(tmp_path, {FILE: "def f(:\n"}), "0")
         assert set(verdicts(made).values()) == {"disabled"}
         assert "cannot be parsed" in reason(made)
-        assert not made.uninstall
+        assert not made.unneeded
 
 
 def test_edits_of_several_patches_are_made_in_the_order_of_the_register(
@@ -143,5 +143,5 @@ def test_edits_of_several_patches_are_made_in_the_order_of_the_register(
     early = patch("2-early", edit=[edit(after="early()")])
     register = upstream.register(tmp_path / "patches", late, early)
     assert [p.id for p in register.patches] == ["2-early", "1-late"]
-    text = plan(register, faulty).modules[MODULE].after.text
+    text = plan(register, faulty).modules[MODULE].after.decode()
     assert text.index("early()") < text.index("late()")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from fake import MODULE, Upstream, edit, patch
 
-from sglang_commfix.errors import RegisterError
-from sglang_commfix.register import load_folder
+from sglang_commfix.engine.errors import RegisterError
+from sglang_commfix.engine.register import load_folder
 
 
 @pytest.mark.parametrize(

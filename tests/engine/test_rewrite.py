@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from sglang_commfix.errors import AnchorError, SourceError
-from sglang_commfix.fingerprint import normal_form, parse
-from sglang_commfix.register import Edit, Target
-from sglang_commfix.rewrite import OverlapError, find_results, locate, rewrite, take_out
-from sglang_commfix.source import Source
+from sglang_commfix.engine.errors import AnchorError, SourceError
+from sglang_commfix.engine.fingerprint import normal_form, parse
+from sglang_commfix.engine.register import Edit, Target
+from sglang_commfix.engine.rewrite import OverlapError, find_results, locate, rewrite, take_out
+from sglang_commfix.engine.source import Source
 
 
 def edit(operation: str, find: str, text: str, scope: str = "f") -> Edit:

@@ -15,7 +15,7 @@ from fake import FAULTY, FILE, Upstream, patch, write_sglang
 # The real register knows nothing of the stand-in, so a process under test gets another one. This
 # is the only thing that is not as it is for a user.
 USE_REGISTER = """
-import sglang_commfix.register as _register
+import sglang_commfix.engine.register as _register
 from functools import cache as _cache
 from pathlib import Path as _Path
 _register.patches_folder = lambda: _Path({folder!r})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,11 +127,13 @@ def test_resources_of_a_patched_package_can_be_read(tmp_path: Path) -> None:
     )
     (site.root / "sglang/srt/layers/data.txt").write_text("data")
     code = f"""
-import importlib.resources as r, sglang.srt.layers
+import importlib.resources as r, sys, sglang.srt.layers
 print((r.files({package!r}) / "data.txt").read_text())
 """
-    # The stand-in's releases do not have that function: allow it.
-    assert site.run(code, SGLANG_COMMFIX_ALLOW_UNKNOWN="1").stdout == "data\n"
+    # The stand-in's releases do not have that function: a lock of its owner allows it.
+    site.command([sys.executable, "-m", "sglang_commfix", "lock", "--allow", "1"])
+    result = site.run(code + f"print(hasattr(sys.modules[{package!r}], '__commfix__'))")
+    assert result.stdout == "data\nTrue\n"
 
 
 def test_functions_behind_an_edit_are_read_with_their_own_lines(site: Site) -> None:

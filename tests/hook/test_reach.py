@@ -12,14 +12,12 @@ from fake import FILE
 from processes import Site
 
 import sglang_commfix
-from sglang_commfix import launcher
+from sglang_commfix.command import launcher
 
 
 SHOW = "from sglang.srt.layers import communicator as c; print(hasattr(c, '__commfix__'))"
-VERIFY = (
-    "import sglang.srt.layers.communicator\nfrom sglang_commfix.plugin import verify\nverify()\n"
-)
-SHIM = Path(sglang_commfix.__file__).parent / "shim"
+VERIFY = "import sglang.srt.layers.communicator\nfrom sglang_commfix.run.session import verify\nverify()\n"
+SHIM = Path(sglang_commfix.__file__).parent / "run" / "shim"
 # What a `pip install --target` gives: packages on PYTHONPATH, and no file read at start.
 PACKAGES = [str(Path(m.__file__).parents[1]) for m in (sglang_commfix, packaging)]  # type: ignore[arg-type]
 WITHOUT_SITE = f"import sys; sys.path += {PACKAGES!r}\n"
@@ -53,7 +51,7 @@ class TestPlugin:
         (entry,) = (
             e for e in entry_points(group="sglang.srt.plugins") if e.name == "sglang_commfix"
         )
-        assert entry.value == "sglang_commfix.plugin:verify"
+        assert entry.value == "sglang_commfix.run.session:verify"
 
 
 class TestRun:
@@ -68,7 +66,7 @@ class TestRun:
 import os, sys
 sys.path += {PACKAGES!r}
 os.environ["PYTHONPATH"] = os.pathsep.join({PACKAGES!r} + [{str(site.root)!r}])
-from sglang_commfix.launcher import add_shim
+from sglang_commfix.run.session import add_shim
 add_shim(os.environ)
 os.execv(sys.executable, [sys.executable, "-c", {SHOW!r}])
 """
@@ -172,7 +170,7 @@ def test_status_always_tells_whether_the_hook_runs(site: Site) -> None:
     words = ["-m", "sglang_commfix", "status"]
     assert "the start-up hook runs" in site.command([sys.executable, *words]).stdout
     code = WITHOUT_SITE + f"exec(open({str(site.root / 'sitecustomize.py')!r}).read())\n"
-    code += "from sglang_commfix.cli import main; main(['status'])"
+    code += "from sglang_commfix.command.cli import main; main(['status'])"
     out = site.run(code, "-S").stdout
     assert "THE START-UP HOOK DOES NOT RUN" in out
     assert "WARNING: the start-up hook did not run in this Python" in out
@@ -183,9 +181,9 @@ def test_status_always_tells_whether_the_hook_runs(site: Site) -> None:
 def test_status_imports_neither_sglang_nor_torch_nor_wrapt(site: Site, select: str | None) -> None:
     code = """
 import sys
-from sglang_commfix.cli import main
+from sglang_commfix.command.cli import main
 assert main(["status"]) == 0
-print([name for name in ("sglang", "torch", "wrapt", "sglang_commfix.session") if name in sys.modules])
+print([name for name in ("sglang", "torch", "wrapt", "sglang_commfix.run.session") if name in sys.modules])
 """
     result = site.run(code, select=select)
     assert result.stdout.splitlines()[-1] == "[]"

@@ -8,7 +8,7 @@ import tokenize
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from sglang_commfix.fingerprint import Definition, find_scope, suites
+from sglang_commfix.engine.fingerprint import Definition, find_scope, suites
 
 
 if TYPE_CHECKING:

@@ -1,13 +1,22 @@
-"""The published releases that the tests of this folder read."""
+"""The published releases that tests read, and what is planned for them."""
 
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 from fingerprints import fetch, wanted_files
 
-from sglang_commfix.register import load
+from sglang_commfix.engine.guard import Finding, decide
+from sglang_commfix.engine.make_lock import make_lock
+from sglang_commfix.engine.register import load
+from sglang_commfix.engine.source import Source
+from sglang_commfix.engine.tree import Tree
+from sglang_commfix.installed import Sglang
+from sglang_commfix.lock import Lock
+from sglang_commfix.run.host import Settings
+from sglang_commfix.run.plan import Module, Plan, select
 
 
 RELEASES: list[str] = json.loads(
@@ -18,3 +27,36 @@ RELEASES: list[str] = json.loads(
 def released(release: str) -> Path:
     """The folder with the files that the register looks at, downloaded once."""
     return fetch(release, wanted_files(load().patches))
+
+
+@cache
+def tree(release: str) -> Tree:
+    """The release, as the engine sees it."""
+    return Tree(Sglang(released(release) / "sglang"))
+
+
+@cache
+def lock_of(release: str) -> Lock:
+    """The lock of the release, made by the engine."""
+    return make_lock(load(), tree(release))
+
+
+@cache
+def findings(release: str) -> dict[str, Finding]:
+    """What the guard finds in the release, by the ids of the patches."""
+    return {finding.patch.id: finding for finding in decide(load(), tree(release))}
+
+
+def plan_for(release: str, words: str = "all") -> Plan:
+    """What importing the release amounts to, by the engine."""
+    return select(tree(release).sglang, Settings(words), lock_of(release), "engine")
+
+
+def after(module: Module) -> Source:
+    """The edited text of a module of a plan."""
+    return Source.from_bytes(module.path, module.after)
+
+
+def before(module: Module) -> Source:
+    """The genuine text of a module of a plan."""
+    return Source.from_bytes(module.path, module.before)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_commfix.register import patches_folder
+from sglang_commfix.engine.register import patches_folder
 
 
 FILE = patches_folder() / "19918-dummy-run-alignment" / "alignment.py"

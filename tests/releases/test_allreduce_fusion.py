@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import copy
 import itertools
 import textwrap
 from collections.abc import Callable
@@ -11,14 +12,11 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+import published
 import pytest
-from published import released
 
-from sglang_commfix.fingerprint import find_scope, fingerprint, parse
-from sglang_commfix.installed import Sglang
-from sglang_commfix.plan import Plan, make_plan
-from sglang_commfix.register import load
-from sglang_commfix.settings import Settings
+from sglang_commfix.engine.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.run.plan import Plan
 
 
 pytestmark = pytest.mark.releases
@@ -33,24 +31,23 @@ DECIDE = "LayerCommunicator.should_fuse_mlp_allreduce_with_next_layer"
 OP = "flashinfer_allreduce_residual_rmsnorm"
 
 
-def installed(release: str) -> Sglang:
-    return Sglang(released(release) / "sglang", release)
-
-
-@cache
 def plan(release: str, select: str = FUSION) -> Plan:
-    environ = Settings.from_environment(load(), select, {})
-    return make_plan(load(), installed(release), environ)
+    return published.plan_for(release, select)
 
 
 def before(release: str, module: str, scope: str) -> Any:
-    tree = installed(release).tree(module)
-    assert tree is not None
-    return find_scope(tree, scope)
+    syntax = published.tree(release).tree(module)
+    assert syntax is not None
+    return copy.deepcopy(find_scope(syntax, scope))  # tests change it
+
+
+@cache
+def syntax_after(release: str, module: str, select: str) -> ast.Module:
+    return parse(published.after(plan(release, select).modules[module]))
 
 
 def after(release: str, module: str, scope: str, select: str = FUSION) -> Any:
-    return find_scope(parse(plan(release, select).modules[module].after), scope)
+    return copy.deepcopy(find_scope(syntax_after(release, module, select), scope))
 
 
 def calls(node: ast.AST) -> list[str]:
@@ -66,7 +63,7 @@ def names(arguments: ast.arguments) -> list[str]:
 
 @pytest.mark.parametrize("release", AFFECTED)
 def test_the_feature_brings_what_it_requires(release: str) -> None:
-    assert {d.patch.id for d in plan(release).having("apply")} == {FUSION, PREINIT}
+    assert {patch["id"] for patch in plan(release).having("apply")} == {FUSION, PREINIT}
 
 
 @pytest.mark.parametrize("release", AFFECTED)

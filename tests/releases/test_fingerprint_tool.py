@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fingerprints import changes
 
-from sglang_commfix.register import Target
+from sglang_commfix.engine.register import Target
 
 
 SAME, GONE, NEW, BACK = (Target("m", name) for name in ("same", "gone", "new", "back"))

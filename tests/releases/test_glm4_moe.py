@@ -5,13 +5,10 @@ from __future__ import annotations
 import ast
 
 import pytest
-from published import RELEASES, released
+from published import RELEASES, after, plan_for, tree
 
-from sglang_commfix.fingerprint import find_scope, fingerprint, parse
-from sglang_commfix.installed import Sglang
-from sglang_commfix.plan import make_plan
-from sglang_commfix.register import Target, load
-from sglang_commfix.settings import Settings
+from sglang_commfix.engine.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.engine.register import Target, load
 
 
 PATCH = "11665-glm4-moe-double-reduce"
@@ -23,9 +20,8 @@ pytestmark = pytest.mark.releases
 
 
 def patched(release: str) -> ast.AST:
-    settings = Settings.from_environment(load(), PATCH, {})
-    plan = make_plan(load(), Sglang.at(released(release) / "sglang"), settings)
-    scope = find_scope(parse(plan.modules[INIT.module].after), INIT.scope)
+    plan = plan_for(release, PATCH)
+    scope = find_scope(parse(after(plan.modules[INIT.module])), INIT.scope)
     assert scope is not None
     return scope
 
@@ -38,8 +34,7 @@ def test_the_one_release_between_is_not_affected() -> None:
 
 @pytest.mark.parametrize("release", BEFORE_THE_FIX_WAS_LOST)
 def test_a_release_before_0_5_4_becomes_what_0_5_4_is(release: str) -> None:
-    upstream = Sglang.at(released("0.5.4") / "sglang").fingerprint(INIT)
-    assert fingerprint(patched(release)) == upstream
+    assert fingerprint(patched(release)) == tree("0.5.4").fingerprint(INIT)
 
 
 @pytest.mark.parametrize("release", AFFECTED)
@@ -50,5 +45,4 @@ def test_nothing_else_of_the_layer_changes(release: str) -> None:
             assert isinstance(node.value, ast.Constant)
             assert node.value.value is False
             node.value.value = True
-    original = Sglang.at(released(release) / "sglang").fingerprint(INIT)
-    assert fingerprint(scope) == original
+    assert fingerprint(scope) == tree(release).fingerprint(INIT)

@@ -14,15 +14,14 @@ from pathlib import Path
 import patch_table
 import pytest
 from packaging.version import Version
-from published import RELEASES, released
+from published import RELEASES, after, before, findings, plan_for, released, tree
 
-from sglang_commfix.cli import main
-from sglang_commfix.fingerprint import find_scope, fingerprint, normal_form, parse
-from sglang_commfix.installed import Sglang
-from sglang_commfix.plan import Plan, make_plan
-from sglang_commfix.register import Target, load
-from sglang_commfix.rewrite import find_results, take_out
-from sglang_commfix.settings import Settings
+from sglang_commfix.command.cli import main
+from sglang_commfix.command.report import reason_of
+from sglang_commfix.engine.fingerprint import find_scope, fingerprint, normal_form, parse
+from sglang_commfix.engine.register import Target, load
+from sglang_commfix.engine.rewrite import find_results, take_out
+from sglang_commfix.run.plan import parse_selection
 
 
 pytestmark = pytest.mark.releases
@@ -30,11 +29,6 @@ pytestmark = pytest.mark.releases
 IDS = [patch.id for patch in load().patches]
 AFFECTED = {patch.id: patch.affected_releases for patch in load().patches}
 SOME = ["0.5.1", "0.5.6.post2", "0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1"]
-
-
-def plan_for(release: str, select: str = "all") -> Plan:
-    settings = Settings.from_environment(load(), select, {})
-    return make_plan(load(), Sglang.at(released(release) / "sglang"), settings)
 
 
 def test_the_register_knows_every_release_in_order() -> None:
@@ -47,17 +41,16 @@ def test_the_register_knows_every_release_in_order() -> None:
 def test_every_release_is_decided_as_its_version_says(release: str) -> None:
     plan = plan_for(release)
     assert plan.sglang.version == release
-    for decision in plan.decisions:
-        expected = "apply" if release in AFFECTED[decision.patch.id] else "not-needed"
-        assert decision.verdict == expected, decision.reason
+    for patch in plan.patches:
+        expected = "apply" if release in AFFECTED[patch["id"]] else "not-needed"
+        assert patch["decision"] == expected, patch["reason"]
 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_fingerprints_on_record_are_those_of_the_release(release: str) -> None:
-    sglang = Sglang.at(released(release) / "sglang")
     for patch in load().patches:
         for target, values in patch.fingerprints.targets.items():
-            assert values[RELEASES.index(release)] == sglang.fingerprint(target)
+            assert values[RELEASES.index(release)] == tree(release).fingerprint(target)
 
 
 def test_no_affected_release_looks_like_one_that_is_not() -> None:
@@ -78,8 +71,8 @@ def test_any_selection_can_be_applied(release: str) -> None:
         for ids in itertools.combinations(concerned, count):
             plan = plan_for(release, ",".join(ids))
             assert not plan.having("refused")
-            applied = {decision.patch.id for decision in plan.having("apply")}
-            wanted = load().with_requirements(ids)
+            applied = {patch["id"] for patch in plan.having("apply")}
+            wanted, _ = parse_selection(",".join(ids), plan.patches)
             assert applied == {name for name in wanted if release in AFFECTED[name]}
 
 
@@ -89,24 +82,24 @@ def test_the_edited_files_compile_and_are_the_old_ones_once_the_edits_are_taken_
 ) -> None:
     plan = plan_for(release)
     for name, module in plan.modules.items():
-        compile(module.after.raw, name, "exec", dont_inherit=True)
-        tree = parse(module.after)
-        assert normal_form(tree) != normal_form(parse(module.before))
+        compile(module.after, name, "exec", dont_inherit=True)
+        edited = parse(after(module))
+        assert normal_form(edited) != normal_form(parse(before(module)))
         # What was put in last comes out first: of two texts at one place, the inner one.
-        for decision in reversed(plan.having("apply")):
-            own = [edit for edit in decision.edits if edit.target.module == name]
-            take_out(find_results(tree, own))
-        assert normal_form(tree) == normal_form(parse(module.before))
+        for patch in reversed(plan.having("apply")):
+            edits = findings(release)[patch["id"]].edits
+            own = [edit for edit in edits if edit.target.module == name]
+            take_out(find_results(edited, own))
+        assert normal_form(edited) == normal_form(parse(before(module)))
 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_name_in_the_new_text_is_bound_where_it_is_put(release: str) -> None:
     plan = plan_for(release)
-    for decision in plan.having("apply"):
-        for edit in decision.edits:
-            table = symtable.symtable(
-                plan.modules[edit.target.module].after.text, edit.target.module, "exec"
-            )
+    for patch in plan.having("apply"):
+        for edit in findings(release)[patch["id"]].edits:
+            text = after(plan.modules[edit.target.module]).text
+            table = symtable.symtable(text, edit.target.module, "exec")
             bound = set(dir(builtins)) | _bound(table)
             for name in edit.target.scope.split(".") if edit.target.scope else []:
                 table = next(t for t in table.get_children() if t.get_name() == name)
@@ -117,7 +110,7 @@ def test_every_name_in_the_new_text_is_bound_where_it_is_put(release: str) -> No
                 if edit.operation == "append":
                     own |= {n.id for n in ast.walk(added) if _stores(n)} | _imported(added)
                     own |= {n.name for n in ast.walk(added) if isinstance(n, ast.ExceptHandler)}
-                assert loaded <= bound | own, (release, decision.patch.id)
+                assert loaded <= bound | own, (release, patch["id"])
 
 
 def _bound(table: symtable.SymbolTable) -> set[str]:
@@ -153,10 +146,9 @@ def test_the_last_affected_release_becomes_what_upstream_published_next(
 ) -> None:
     target = Target("sglang.srt.layers.communicator", f"LayerCommunicator.{scope}")
     plan = plan_for(AFFECTED[patch][-1], patch)
-    patched = find_scope(parse(plan.modules[target.module].after), target.scope)
+    patched = find_scope(parse(after(plan.modules[target.module])), target.scope)
     assert patched is not None
-    upstream = Sglang.at(released(fixed) / "sglang").fingerprint(target)
-    assert fingerprint(patched) == upstream
+    assert fingerprint(patched) == tree(fixed).fingerprint(target)
 
 
 @pytest.mark.parametrize(
@@ -166,17 +158,17 @@ def test_the_last_affected_release_becomes_what_upstream_published_next(
 def test_an_exported_diff_turns_the_files_into_what_the_loader_runs(
     release: str, tool: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tree = tmp_path / "site"
-    shutil.copytree(released(release), tree)
+    site = tmp_path / "site"
+    shutil.copytree(released(release), site)
     plan = plan_for(release)
     diff = tmp_path / "fixes.patch"
-    assert main(["export", "--select", "all", "--sglang-path", str(tree), "-o", str(diff)]) == 0
-    subprocess.run([*tool, str(diff)], cwd=tree, check=True, capture_output=True)
+    assert main(["export", "--select", "all", "--sglang-path", str(site), "-o", str(diff)]) == 0
+    subprocess.run([*tool, str(diff)], cwd=site, check=True, capture_output=True)
     for module in plan.modules.values():
-        file = tree / module.before.path.relative_to(plan.sglang.root)
-        assert file.read_bytes() == module.after.raw
+        file = site / module.path.relative_to(plan.sglang.path.parent)
+        assert file.read_bytes() == module.after
     capsys.readouterr()
-    assert main(["status", "--json", "--select", "all", "--sglang-path", str(tree)]) == 0
+    assert main(["status", "--json", "--select", "all", "--sglang-path", str(site)]) == 0
     report = json.loads(capsys.readouterr().out)
     assert {patch["decision"] for patch in report["patches"]} == {"not-needed"}
     assert report["uninstall"]
@@ -190,9 +182,11 @@ def test_the_tables_in_the_docs_are_current() -> None:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_table_of_releases_says_what_is_decided(release: str) -> None:
-    for decision in plan_for(release).decisions:
-        state = patch_table.state(load(), decision.patch, release)
-        repaired = "with a fault that" in decision.reason
+    plan = plan_for(release)
+    for patch in plan.patches:
+        state = patch_table.state(load(), load()[patch["id"]], release)
+        reason = reason_of(plan, patch)
+        repaired = "with a fault that" in reason
         assert repaired == state.startswith("*faulty*")
-        assert (decision.verdict == "apply") == (state == "**apply**")
-        assert (state == "*sound*") == ("does not have the fault" in decision.reason)
+        assert (patch["decision"] == "apply") == (state == "**apply**")
+        assert (state == "*sound*") == ("does not have the fault" in reason)

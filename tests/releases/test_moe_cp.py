@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import ast
-from functools import cache
 
 import pytest
-from published import released
+from published import after, plan_for, tree
 
-from sglang_commfix.fingerprint import find_scope, normal_form, parse
-from sglang_commfix.installed import Sglang
-from sglang_commfix.plan import Plan, make_plan
-from sglang_commfix.register import load
-from sglang_commfix.settings import Settings
-from sglang_commfix.source import Source
+from sglang_commfix.engine.fingerprint import find_scope, normal_form, parse
+from sglang_commfix.engine.source import Source
 
 
 pytestmark = pytest.mark.releases
@@ -55,19 +50,13 @@ def scope(source: Source, name: str) -> ast.AST:
 
 
 def original(release: str, module: str, name: str) -> ast.AST:
-    source = Sglang.at(released(release) / "sglang").source(module)
+    source = tree(release).source(module)
     assert source is not None
     return scope(source, name)
 
 
-@cache
-def plan_for(release: str, select: str) -> Plan:
-    settings = Settings.from_environment(load(), select, {})
-    return make_plan(load(), Sglang.at(released(release) / "sglang"), settings)
-
-
 def patched(release: str, module: str, name: str, select: str = PATCH) -> ast.AST:
-    return scope(plan_for(release, select).modules[module].after, name)
+    return scope(after(plan_for(release, select).modules[module]), name)
 
 
 def in_upstreams_names(node: ast.AST) -> str:

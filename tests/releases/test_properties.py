@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import random
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from types import CodeType
@@ -12,14 +13,16 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mutations import FORMATTERS, MUTATORS, mutated
-from published import released
+from published import after, lock_of, tree
 
-from sglang_commfix.fingerprint import find_scope, normal_form, parse
+from sglang_commfix.engine.fingerprint import find_scope, normal_form, parse
+from sglang_commfix.engine.make_lock import make_lock
+from sglang_commfix.engine.register import Target, load
+from sglang_commfix.engine.source import Source
+from sglang_commfix.engine.tree import Tree
 from sglang_commfix.installed import Sglang
-from sglang_commfix.plan import Plan, make_plan
-from sglang_commfix.register import Target, load
-from sglang_commfix.settings import Settings
-from sglang_commfix.source import Source
+from sglang_commfix.run.host import Settings
+from sglang_commfix.run.plan import Plan, select
 
 
 pytestmark = [pytest.mark.releases, pytest.mark.filterwarnings("ignore::SyntaxWarning")]
@@ -35,32 +38,21 @@ CHANCES = st.integers(0, 2**32).map(random.Random)
 slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=30)
 
 
-class Edited(Sglang):
-    """The release, with other text in some of its modules."""
-
-    @classmethod
-    def like(cls, sglang: Sglang) -> Edited:
-        """Read nothing anew: what is not replaced has been parsed."""
-        return cls(sglang.path, sglang.version, dict(sglang._sources), dict(sglang._trees))
-
-    def replace(self, module: str, text: str) -> Edited:
-        self._trees.pop(module, None)
-        self._sources[module] = Source.from_bytes(self.file_of(module), text.encode())
-        return self
-
-
-def plan_for(texts: dict[str, str], **environ: str) -> Plan:
-    sglang = Edited.like(parsed())
-    for module, text in texts.items():
-        sglang.replace(module, text)
-    return make_plan(load(), sglang, Settings.from_environment(load(), "all", environ))
+def plan_for(texts: dict[str, str], allow: Collection[str] = ()) -> Plan:
+    """Plan for the release with other text in some of its modules; nothing else is read anew."""
+    sglang = Sglang(parsed().sglang.path)
+    sglang._raw = parsed().sglang._raw | {name: text.encode() for name, text in texts.items()}
+    edited = Tree(sglang)
+    for name in parsed()._trees.keys() - texts.keys():
+        edited._sources[name] = parsed()._sources[name]
+        edited._trees[name] = parsed()._trees[name]
+    return select(sglang, Settings("all"), make_lock(load(), edited, allow), "engine")
 
 
 @cache
-def parsed() -> Sglang:
-    sglang = Sglang.at(released(RELEASE) / "sglang")
-    make_plan(load(), sglang, Settings.from_environment(load(), "all", {}))
-    return sglang
+def parsed() -> Tree:
+    lock_of(RELEASE)
+    return tree(RELEASE)
 
 
 @cache
@@ -70,7 +62,7 @@ def pristine() -> Plan:
 
 @cache
 def text_of(module: str) -> str:
-    return Sglang.at(released(RELEASE) / "sglang").file_of(module).read_text(encoding="utf-8")
+    return tree(RELEASE).sglang.file_of(module).read_text(encoding="utf-8")
 
 
 def behaviour(code: CodeType) -> object:
@@ -117,12 +109,13 @@ def test_formatting_changes_neither_a_decision_nor_the_code_that_runs(
         }:
             text = formatter(text, chance)
     made = plan_for({COMMUNICATOR: text})
-    assert [d.verdict for d in made.decisions] == [d.verdict for d in pristine().decisions]
-    after, expected = made.modules[COMMUNICATOR].after, pristine().modules[COMMUNICATOR].after
-    assert normal_form(parse(after)) == normal_form(parse(expected))
-    assert without_docstrings(after) == without_docstrings(expected)
-    assert (b"\r\n" in after.raw) == ("\r\n" in text)
-    assert after.text.endswith("\n") == text.endswith("\n")
+    assert [d["decision"] for d in made.patches] == [d["decision"] for d in pristine().patches]
+    edited = after(made.modules[COMMUNICATOR])
+    expected = after(pristine().modules[COMMUNICATOR])
+    assert normal_form(parse(edited)) == normal_form(parse(expected))
+    assert without_docstrings(edited) == without_docstrings(expected)
+    assert (b"\r\n" in edited.raw) == ("\r\n" in text)
+    assert edited.text.endswith("\n") == text.endswith("\n")
 
 
 @slow
@@ -142,18 +135,17 @@ def test_any_other_change_inside_a_target_is_refused_or_where_allowed_spliced_ri
         parse(Source.from_bytes(Path("m"), before.encode()))
     )
     concerned = {p.id for p in load().patches if target in p.targets}
-    allow = {"SGLANG_COMMFIX_ALLOW_UNKNOWN": ",".join(concerned)} if allowed else {}
-    made = plan_for({target.module: text}, **allow)
-    for decision, before_it in zip(made.decisions, pristine().decisions, strict=True):
-        if decision.patch.id not in concerned or same:
-            assert decision.verdict == before_it.verdict
+    made = plan_for({target.module: text}, concerned if allowed else ())
+    for patch, before_it in zip(made.patches, pristine().patches, strict=True):
+        if patch["id"] not in concerned or same:
+            assert patch["decision"] == before_it["decision"]
         else:
-            assert decision.verdict in ({"apply", "refused"} if allowed else {"refused"})
+            assert patch["decision"] in ({"apply", "refused"} if allowed else {"refused"})
     for module in made.modules.values():
-        compile(module.after.raw, "f", "exec", dont_inherit=True)
-        changed = module.after.text.splitlines()
-        kept = [line for line in module.before.text.splitlines() if line in changed]
-        assert len(kept) >= len(module.before.text.splitlines()) - 10
+        compile(module.after, "f", "exec", dont_inherit=True)
+        changed = after(module).text.splitlines()
+        old = module.before.decode().splitlines()
+        assert len([line for line in old if line in changed]) >= len(old) - 10
 
 
 @slow
@@ -165,7 +157,7 @@ def test_no_damage_to_a_file_lets_an_exception_escape(noise: bytes, at: int, len
     except UnicodeDecodeError:
         return
     made = plan_for({COMMUNICATOR: text})
-    assert {d.verdict for d in made.decisions} <= {"apply", "refused", "not-needed"}
+    assert {d["decision"] for d in made.patches} <= {"apply", "refused", "not-needed"}
 
 
 @settings(slow, max_examples=8)
@@ -173,7 +165,7 @@ def test_no_damage_to_a_file_lets_an_exception_escape(noise: bytes, at: int, len
 def test_the_same_holds_for_the_large_file(mutator: object, chance: random.Random) -> None:
     text = mutated(text_of(RUNNER), "ModelRunner._dummy_run", [mutator], chance)
     made = plan_for({RUNNER: text})
-    verdicts = {d.patch.id: d.verdict for d in made.decisions}
+    verdicts = {d["id"]: d["decision"] for d in made.patches}
     source = Source.from_bytes(Path("m"), text.encode())
     old = Source.from_bytes(Path("m"), text_of(RUNNER).encode())
     scopes = [find_scope(parse(s), "ModelRunner._dummy_run") for s in (source, old)]

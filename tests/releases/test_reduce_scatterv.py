@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from published import RELEASES
 from reduction_contract import MODELS, contract_of
 
+from sglang_commfix.engine.make_lock import make_lock
+from sglang_commfix.engine.register import load, patches_folder
+from sglang_commfix.engine.tree import Tree
 from sglang_commfix.installed import Sglang
-from sglang_commfix.plan import make_plan
-from sglang_commfix.register import load, patches_folder
-from sglang_commfix.settings import Settings
+from sglang_commfix.run.host import Settings
+from sglang_commfix.run.plan import select
 
 
 PATCH = "22642-dp-reduce-scatterv"
@@ -148,17 +150,17 @@ IMPORTED_FILES = [
 ]
 
 
-def bound_in(sglang: Sglang, module: str) -> Iterator[str]:
-    tree = sglang.tree(module)
-    assert tree is not None, module
-    for node in tree.body:
+def bound_in(tree: Tree, module: str) -> Iterator[str]:
+    syntax = tree.tree(module)
+    assert syntax is not None, module
+    for node in syntax.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             yield node.name
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if alias.name == "*":
                     inside = f"{module}." if node.level else ""
-                    yield from bound_in(sglang, f"{inside}{node.module}")
+                    yield from bound_in(tree, f"{inside}{node.module}")
                 else:
                     yield alias.asname or alias.name
 
@@ -166,12 +168,12 @@ def bound_in(sglang: Sglang, module: str) -> Iterator[str]:
 @pytest.mark.releases
 @pytest.mark.parametrize("release", AFFECTED)
 def test_what_the_added_code_imports_is_there(release: str) -> None:
-    sglang = Sglang.at(release_folder(release) / "sglang")
+    tree = Tree(Sglang(release_folder(release) / "sglang"))
     for node in ast.parse(FILE.read_text()).body:
         if isinstance(node, ast.ImportFrom):
-            assert {alias.name for alias in node.names} <= set(
-                bound_in(sglang, node.module or "")
-            ), node.module
+            assert {alias.name for alias in node.names} <= set(bound_in(tree, node.module or "")), (
+                node.module
+            )
 
 
 def on_record(release: str) -> dict[str, dict[str, Any]]:
@@ -196,10 +198,11 @@ class TestModels:
     def test_with_what_it_requires_every_model_that_is_promised_a_reduction_leaves_its_own_out(
         self, release: str
     ) -> None:
-        settings = Settings.from_environment(load(), PATCH, {})
-        plan = make_plan(load(), Sglang.at(release_folder(release) / "sglang"), settings)
+        sglang = Sglang(release_folder(release) / "sglang")
+        lock = make_lock(load(), Tree(sglang))
+        plan = select(sglang, Settings(PATCH), lock, "engine")
         patched = {
-            name.removeprefix("sglang.srt.models."): module.after.text
+            name.removeprefix("sglang.srt.models."): module.after.decode()
             for name, module in plan.modules.items()
             if name.startswith("sglang.srt.models.")
         }
@@ -215,7 +218,9 @@ class TestModels:
         self, release: str
     ) -> None:
         """MiniMax-M2 splits its heads over all ranks, and under DP attention nobody adds up."""
-        module = Sglang.at(release_folder(release) / "sglang").tree("sglang.srt.models.minimax_m2")
+        module = Tree(Sglang(release_folder(release) / "sglang")).tree(
+            "sglang.srt.models.minimax_m2"
+        )
         if module is None:
             assert "minimax_m2.MiniMaxM2DecoderLayer" not in on_record(release)
             return

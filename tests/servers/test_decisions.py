@@ -16,7 +16,7 @@ import pytest
 from rig.decisions import Answers, decide
 from rig.environment import ensure
 
-from sglang_commfix.register import Difference, load
+from sglang_commfix.engine.register import Difference, load
 
 
 pytestmark = pytest.mark.servers

@@ -17,7 +17,7 @@ from rig.layers.observation import LayerObserver
 from rig.layers.process import LayerProcess
 from rig.releases import LAYERS, RELEASES
 
-from sglang_commfix.register import load
+from sglang_commfix.engine.register import load
 
 
 pytestmark = pytest.mark.servers

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from sglang_commfix.errors import RegisterError
+from sglang_commfix.engine.errors import RegisterError
 
 
 if sys.version_info >= (3, 11):
@@ -27,13 +27,12 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 Kind = Literal["correctness", "stability", "performance", "feature"]
 Operation = Literal["replace", "before", "after", "append"]
 
 KINDS: tuple[Kind, ...] = ("correctness", "stability", "performance", "feature")
-DEFAULT_KINDS: frozenset[Kind] = frozenset({"correctness", "stability"})
 _OPERATIONS: tuple[Operation, ...] = ("replace", "before", "after", "append")
 _TEXTS = ("title", "symptom", "cause", "hits", "change", "drop")
 
@@ -177,6 +176,12 @@ class Patch:
         return tuple(dict.fromkeys([*scopes, *self.witnesses]))
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """Every module that it edits or relies on."""
+        edited = [edit.target.module for edit in self.edits]
+        return tuple(dict.fromkeys([*edited, *(target.module for target in self.witnesses)]))
+
+    @property
     def affected_releases(self) -> tuple[str, ...]:
         """The published releases that have the fault, oldest first."""
         return tuple(r for r in self.fingerprints.releases if self.affected.contains(r, True))
@@ -228,21 +233,10 @@ class Register:
         numbers = dict.fromkeys(str(p.pr) for p in self.patches if p.pr is not None)
         return ", ".join([*(p.id for p in self.patches), *numbers])
 
-    def with_requirements(self, ids: Iterable[str]) -> frozenset[str]:
-        """Return ``ids`` and all that they require, directly or not."""
-        wanted: set[str] = set()
-        waiting = list(ids)
-        while waiting:
-            patch_id = waiting.pop()
-            if patch_id not in wanted:
-                wanted.add(patch_id)
-                waiting.extend(self[patch_id].requires)
-        return frozenset(wanted)
-
 
 def patches_folder() -> Path:
     """Return ``patches/``: inside the package where it is installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     inside = package / "patches"
     return inside if inside.is_dir() else package.parent / "patches"
 

@@ -1,8 +1,8 @@
 """Find the anchors of edits in a source file and splice the new text in.
 
-Matching is on syntax (:mod:`sglang_commfix.fingerprint`), splicing is on text: what no edit touches
-stays as it is, byte for byte. The same edits are also made on the syntax tree, and the spliced text
-has to parse to exactly that tree; otherwise nothing is returned.
+Matching is on syntax (:mod:`sglang_commfix.engine.fingerprint`), splicing is on text: what no edit
+touches stays as it is, byte for byte. The same edits are also made on the syntax tree, and the
+spliced text has to parse to exactly that tree; otherwise nothing is returned.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sglang_commfix.errors import AnchorError, SourceError
-from sglang_commfix.fingerprint import find_scope, normal_form, parse, suites
+from sglang_commfix.engine.errors import AnchorError, SourceError
+from sglang_commfix.engine.fingerprint import find_scope, normal_form, parse, suites
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sglang_commfix.register import Edit
-    from sglang_commfix.source import Source
+    from sglang_commfix.engine.register import Edit
+    from sglang_commfix.engine.source import Source
 
 _INDENT = "    "
 _ENDS = re.compile(r"[ \t\f]*;?[ \t\f]*(#[^\r\n]*)?[\r\n]*")
@@ -55,7 +55,7 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class _Splice:
+class TextSplice:
     """Put ``text`` in the place of ``source.text[start:stop]``, which nobody else may touch.
 
     ``anchored`` is the span of the anchor, which another edit may rely on but not change.
@@ -74,7 +74,7 @@ class _Splice:
         """How many characters it adds."""
         return len(self.text) - (self.stop - self.start)
 
-    def collides(self, other: _Splice) -> bool:
+    def collides(self, other: TextSplice) -> bool:
         """Tell whether this replaces text that ``other`` replaces or is anchored on."""
         if self.start == self.stop:
             return other.start < self.start < other.stop
@@ -176,6 +176,22 @@ def locate(tree: ast.Module, patch: str, edit: Edit) -> Change:
     return Change(patch, edit, None if edit.operation == "append" else find_anchor(tree, edit))
 
 
+def splices_of(source: Source, changes: Sequence[Change]) -> list[TextSplice]:
+    """Return what ``changes`` do to the text of ``source``, one splice for each.
+
+    Raises:
+        OverlapError: two changes touch the same text.
+
+    """
+    splices = [_splice(source, change) for change in changes]
+    for index, one in enumerate(splices):
+        for other in splices[index + 1 :]:
+            if one.collides(other) or other.collides(one):
+                lineno = source.text.count("\n", 0, max(one.start, other.start)) + 1
+                raise OverlapError(one.owner, other.owner, lineno)
+    return splices
+
+
 def rewrite(
     source: Source, tree: ast.Module, changes: Sequence[Change], *, compiled: bool
 ) -> Source:
@@ -192,8 +208,7 @@ def rewrite(
         AnchorError: the text cannot be placed so that it means what the edits mean.
 
     """
-    splices = [_splice(source, change) for change in changes]
-    _refuse_overlaps(source, splices)
+    splices = splices_of(source, changes)
     text = source.text
     ranked = sorted(enumerate(splices), key=lambda item: (item[1].start, item[1].rank, item[0]))
     for _, splice in reversed(ranked):
@@ -212,7 +227,7 @@ def _verify(
     source: Source,
     tree: ast.Module,
     changes: Sequence[Change],
-    splices: Sequence[_Splice],
+    splices: Sequence[TextSplice],
     result: Source,
 ) -> None:
     """Check that each edited scope, as it stands in ``result``, is that of the edited tree.
@@ -290,15 +305,7 @@ def _rebuilt(
     return [*result, *suite[done:]]
 
 
-def _refuse_overlaps(source: Source, splices: Sequence[_Splice]) -> None:
-    for index, one in enumerate(splices):
-        for other in splices[index + 1 :]:
-            if one.collides(other) or other.collides(one):
-                lineno = source.text.count("\n", 0, max(one.start, other.start)) + 1
-                raise OverlapError(one.owner, other.owner, lineno)
-
-
-def _splice(source: Source, change: Change) -> _Splice:
+def _splice(source: Source, change: Change) -> TextSplice:
     edit, anchor = change.edit, change.anchor
     rank, newline = _RANKS[edit.operation], source.newline
     if anchor is None:
@@ -307,7 +314,7 @@ def _splice(source: Source, change: Change) -> _Splice:
         text = gap + _block(edit.text, "", newline)
         if not source.text.endswith(("\n", "\r")):
             text = text.removesuffix(newline)
-        return _Splice(end, end, text, (end, end), change.patch, rank, "")
+        return TextSplice(end, end, text, (end, end), change.patch, rank, "")
     line_start, start = _statement_start(source, anchor.first)
     end = source.end(anchor.last)
     indent = source.text[line_start:start]
@@ -317,13 +324,13 @@ def _splice(source: Source, change: Change) -> _Splice:
     block = _block(edit.text, indent, newline)
     belongs = ((start, end), change.patch, rank, edit.target.scope)
     if edit.operation == "before":
-        return _Splice(line_start, line_start, block, *belongs)
+        return TextSplice(line_start, line_start, block, *belongs)
     if edit.operation == "replace":
         text = block.removesuffix(newline)[len(indent) :]
-        return _Splice(start, end, text, *belongs)
+        return TextSplice(start, end, text, *belongs)
     if not source.text[:line_end].endswith(("\n", "\r")):
         block = newline + block.removesuffix(newline)
-    return _Splice(line_end, line_end, block, *belongs)
+    return TextSplice(line_end, line_end, block, *belongs)
 
 
 def _statement_start(source: Source, statement: ast.stmt) -> tuple[int, int]:
@@ -349,7 +356,7 @@ def _block(text: str, indent: str, newline: str) -> str:
     return "".join(f"{textwrap.indent(line, indent)}{newline}" for line in text.splitlines())
 
 
-def _unfolded(source: Source, change: Change, anchor: Anchor) -> _Splice:
+def _unfolded(source: Source, change: Change, anchor: Anchor) -> TextSplice:
     """Place an edit whose anchor shares its line: ``if x: a; b`` gets one line a statement."""
     begin, _ = _logical_line(source, source.start(anchor.first))
     _, end = _logical_line(source, source.start(anchor.last))
@@ -372,7 +379,9 @@ def _unfolded(source: Source, change: Change, anchor: Anchor) -> _Splice:
     if semicolon := _SEMICOLON.match(source.text, stop):
         stop = semicolon.end()
     rank = _RANKS["replace"]
-    return _Splice(start, stop, text, (start, stop), change.patch, rank, change.edit.target.scope)
+    return TextSplice(
+        start, stop, text, (start, stop), change.patch, rank, change.edit.target.scope
+    )
 
 
 def _logical_line(source: Source, offset: int) -> tuple[int, int]:

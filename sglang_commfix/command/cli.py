@@ -11,23 +11,29 @@ import json
 import os
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sglang_commfix
-from sglang_commfix import embed, launcher
-from sglang_commfix.diff import unified_diff
+from sglang_commfix import SELECT
+from sglang_commfix.command import launcher, own_lock
+from sglang_commfix.command.diff import unified_diff
+from sglang_commfix.command.locate import current_plan, locate
+from sglang_commfix.command.report import reason_of, status
+from sglang_commfix.command.series import write_series
+from sglang_commfix.engine.register import load
 from sglang_commfix.errors import CommfixError, SettingsError, SglangNotFoundError
-from sglang_commfix.register import load
-from sglang_commfix.settings import SELECT
+from sglang_commfix.run.host import LOCK, read_settings
+from sglang_commfix.run.plan import OWN_NAME, Plan, parse_selection, select
 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sglang_commfix.plan import Plan
-    from sglang_commfix.register import Patch
-    from sglang_commfix.report import PatchReport, Report
+    from sglang_commfix.command.report import PatchReport, Report
+    from sglang_commfix.engine.register import Patch
+    from sglang_commfix.installed import Sglang
 
 OK, REFUSED, USAGE, NO_SGLANG = 0, 1, 2, 3
 _TEXTS = (
@@ -84,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument(
         "patches", nargs="*", metavar="PATCH", help="an id or a PR number; default: as selected"
     )
-    select = argparse.ArgumentParser(add_help=False)
-    select.add_argument(
+    selection = argparse.ArgumentParser(add_help=False)
+    selection.add_argument(
         "--select",
         metavar="WORDS",
         help=f"another value than the environment's {SELECT} (with neither: 1)",
@@ -103,12 +109,38 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         return command
 
-    add("status", _status, "what would be applied here, and why", [where, select, as_json])
-    add("diff", _diff, "the unified diff that importing sglang amounts to", [where, select, which])
-    export = add(
-        "export", _export, "write that diff for `patch -p1` or `git apply`", [where, select, which]
+    add(
+        "status", _status, "what would be applied here, and why", [where, selection, which, as_json]
     )
-    export.add_argument("-o", "--output", metavar="FILE", type=Path, required=True)
+    add(
+        "diff",
+        _diff,
+        "the unified diff that importing sglang amounts to",
+        [where, selection, which],
+    )
+    export = add(
+        "export",
+        _export,
+        "write that diff for `patch -p1` or `git apply`",
+        [where, selection, which],
+    )
+    output = export.add_mutually_exclusive_group(required=True)
+    output.add_argument("-o", "--output", metavar="FILE", type=Path, help="one diff")
+    output.add_argument(
+        "--series", metavar="DIR", type=Path, help="one diff for each patch, and a script `apply`"
+    )
+    lock = add("lock", _lock, "write the lock of this sglang, for you to read", [where, selection])
+    lock.add_argument("-o", "--output", metavar="FILE", type=Path, help="default: beside sglang")
+    lock.add_argument(
+        "--allow",
+        metavar="PATCH",
+        action="append",
+        default=[],
+        help="apply it although the source is unknown, if its text is there exactly once",
+    )
+    lock.add_argument(
+        "--check", action="store_true", help="write nothing; 1 if it would be another lock"
+    )
     explain = add("explain", _explain, "symptom, cause and remedy of one patch", [as_json])
     explain.add_argument("patch", metavar="PATCH", help="an id or a PR number")
     run = add("run", _run, "run COMMAND with the hook where Python does not read the .pth file")
@@ -117,7 +149,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    report = embed.status(arguments.sglang_path, arguments.select)
+    report = status(arguments.sglang_path, _selection(arguments))
+    if arguments.patches:
+        named = {patch.id for word in arguments.patches for patch in _named(word)}
+        report = replace(report, patches=tuple(p for p in report.patches if p.id in named))
     if arguments.json:
         print(json.dumps(report.as_dict(), indent=2))
     else:
@@ -137,6 +172,12 @@ def _status_text(report: Report) -> str:
         None: "",
     }[report.hook]
     lines = [f"sglang {report.sglang.version} at {report.sglang.path}", f"{origin}{hook}"]
+    lines.append(
+        {
+            "shipped": "Decided by the lock of this release, which is part of sglang-commfix",
+            "engine": "Decided now: no lock knows these files. `sglang-commfix lock` makes one",
+        }.get(report.lock, f"Decided by your lock, {report.lock}")
+    )
     for patch in report.patches:
         lines += ["", *_patch_text(patch)]
     lines += ["", *(f"WARNING: {warning}" for warning in report.warnings)]
@@ -176,7 +217,10 @@ def _wrapped(text: str) -> list[str]:
 
 def _advice(report: Report) -> str:
     if report.uninstall:
-        return "Nothing is needed by this sglang any more: pip uninstall sglang-commfix"
+        known = (
+            f"{len(report.patches)} faults that sglang-commfix {sglang_commfix.__version__} knows"
+        )
+        return f"None of the {known} is here"
     counts = [
         f"{sum(patch.decision == decision for patch in report.patches)} {words}"
         for decision, words in (
@@ -184,7 +228,10 @@ def _advice(report: Report) -> str:
             ("not-needed", "not needed"),
             ("refused", "refused"),
             ("disabled", "switched off"),
+            ("not-in-lock", "not in your lock"),
         )
+        if decision != "not-in-lock"
+        or "not-in-lock" in {patch.decision for patch in report.patches}
     ]
     return ", ".join(counts)
 
@@ -198,49 +245,84 @@ def _named(word: str) -> tuple[Patch, ...]:
     return patches
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
-    """Make the plan for ``diff`` and ``export``: patches named on the command line count alone."""
+def _selection(arguments: argparse.Namespace) -> str | None:
+    """Return what to select: patches named on the command line count alone."""
     if arguments.patches and arguments.select is not None:
         raise SettingsError("--select and PATCH both say what to apply: give one of them")
     for word in arguments.patches:
         _named(word)
-    select = ",".join(arguments.patches) or arguments.select
-    return embed.current_plan(arguments.sglang_path, select)
+    words: str | None = ",".join(arguments.patches) or arguments.select
+    return words
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    plan = _plan(arguments)
+    plan = current_plan(arguments.sglang_path, _selection(arguments))
     sys.stdout.buffer.write(unified_diff(plan))
     return _tell(plan)
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    plan = _plan(arguments)
+    plan = current_plan(arguments.sglang_path, _selection(arguments))
+    target = arguments.output or arguments.series
     status = _tell(plan)
-    ids = ", ".join(decision.patch.id for decision in plan.having("apply"))
+    ids = ", ".join(patch["id"] for patch in plan.having("apply"))
     if status == REFUSED:
-        print(f"{arguments.output} is not written", file=sys.stderr)
-    elif not ids:
-        print(f"nothing is needed here: {arguments.output} is not written", file=sys.stderr)
-    else:
-        try:
-            arguments.output.write_bytes(unified_diff(plan))
-        except OSError as error:
-            raise SettingsError(
-                f"{arguments.output} cannot be written: {error.strerror}"
-            ) from error
-        print(f"{arguments.output}: {ids} for sglang {plan.sglang.version}")
-        print(f"apply with: patch -p1 -d {plan.sglang.root} < {arguments.output}")
+        print(f"{target} is not written", file=sys.stderr)
+        return status
+    if not ids:
+        print(f"nothing is needed here: {target} is not written", file=sys.stderr)
+        return status
+    root = plan.sglang.path.parent
+    try:
+        if arguments.series:
+            write_series(plan, target)
+            how = f"{target / 'apply'} {root}"
+        else:
+            target.write_bytes(unified_diff(plan))
+            how = f"patch -p1 -d {root} < {target}"
+    except OSError as error:
+        raise SettingsError(f"{target} cannot be written: {error.strerror}") from error
+    print(f"{target}: {ids} for sglang {plan.sglang.version}")
+    print(f"apply with: {how}")
     return status
 
 
 def _tell(plan: Plan) -> int:
     """Say on standard error what is not in the diff; return the exit status."""
-    for decision in plan.decisions:
-        named = decision.patch.id in plan.settings.selected
-        if decision.verdict == "refused" or (decision.verdict == "not-needed" and named):
-            print(f"{decision.patch.id}: {decision.verdict}: {decision.reason}", file=sys.stderr)
+    selected, _ = parse_selection(plan.settings.select, plan.patches)
+    for patch in plan.patches:
+        left_out = patch["decision"] in {"not-needed", "not-in-lock"} and patch["id"] in selected
+        if patch["decision"] == "refused" or left_out:
+            print(f"{patch['id']}: {patch['decision']}: {reason_of(plan, patch)}", file=sys.stderr)
     return REFUSED if plan.having("refused") else OK
+
+
+def _lock(arguments: argparse.Namespace) -> int:
+    sglang = locate(arguments.sglang_path)
+    file = arguments.output or own_lock.place_of(sglang)
+    settings = read_settings(select=arguments.select or os.environ.get(SELECT, "").strip() or "1")
+    if arguments.check:
+        return _check_lock(file, sglang)
+    allow = [patch.id for word in arguments.allow for patch in _named(word)]
+    lock = own_lock.make(sglang, allow)
+    plan = select(sglang, settings, lock, str(file))
+    own_lock.write(lock, file)
+    print(f"{file}: the lock of sglang {sglang.version} at {sglang.path}")
+    for patch in plan.patches:
+        print(f"{patch['decision']:<10}  {patch['id']}: {reason_of(plan, patch)}")
+    if file.resolve() != (sglang.path.parent / OWN_NAME).resolve():
+        print(f"It counts where {LOCK}={file} is set")
+    print("It decides what your servers run: read it, and keep it where only you can write")
+    return REFUSED if plan.having("refused") else OK
+
+
+def _check_lock(file: Path, sglang: Sglang) -> int:
+    found = list(own_lock.differences(file, sglang))
+    for line in found:
+        print(f"{file}: {line}", file=sys.stderr)
+    if not found:
+        print(f"{file} is the lock of sglang {sglang.version} at {sglang.path}")
+    return REFUSED if found else OK
 
 
 def _explain(arguments: argparse.Namespace) -> int:

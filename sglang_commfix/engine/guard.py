@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Literal
 from packaging.version import Version
 
 from sglang_commfix import __version__
-from sglang_commfix.errors import AnchorError, SourceError
-from sglang_commfix.fingerprint import find_scope, fingerprint, parse
-from sglang_commfix.rewrite import Place, find_anchor, find_results, take_out
+from sglang_commfix.engine.errors import AnchorError, SourceError
+from sglang_commfix.engine.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.engine.rewrite import Place, find_anchor, find_results, take_out
 
 
 if TYPE_CHECKING:
     import ast
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    from sglang_commfix.installed import Sglang
-    from sglang_commfix.register import Edit, Patch, Register, Target
+    from sglang_commfix.engine.register import Edit, Patch, Register, Target
+    from sglang_commfix.engine.tree import Tree
 
-Verdict = Literal["apply", "not-needed", "refused", "disabled"]
+Verdict = Literal["apply", "not-needed", "refused"]
 
 
 @dataclass(frozen=True)
-class Decision:
+class Finding:
     """What happens to one patch, and why.
 
     Attributes:
@@ -48,44 +48,37 @@ class Decision:
     edits: tuple[Edit, ...] = ()
     needed: bool | None = None
 
-    def refused(self, reason: str) -> Decision:
+    def refused(self, reason: str) -> Finding:
         """Return the same decision, refused."""
         return replace(self, verdict="refused", reason=reason, edits=())
 
-    def disabled(self, reason: str) -> Decision:
-        """Return the same decision, switched off."""
-        return replace(self, verdict="disabled", reason=reason, edits=())
 
-
-def decide(register: Register, sglang: Sglang, allow_unknown: frozenset[str]) -> list[Decision]:
-    """Decide for each patch of the register whether this sglang needs it, selected or not."""
-    guard = _Guard(register, sglang)
-    decisions = {p.id: guard.decide(p, p.id in allow_unknown) for p in register.patches}
-    for decision in decisions.values():
-        for other in register.repairs_of(decision.patch):
-            if decision.verdict == "not-needed" and decisions[other.id].needed:
-                reason = f"{decision.reason}, with a fault that {other.id} repairs"
-                decisions[decision.patch.id] = replace(decision, reason=reason)
-    return list(decisions.values())
+def decide(
+    register: Register, tree: Tree, allow: Collection[str] = (), known: Collection[str] = ()
+) -> list[Finding]:
+    """Find out for each patch of the register, but those ``known``, whether this tree needs it."""
+    guard = _Guard(register, tree)
+    wanted = [patch for patch in register.patches if patch.id not in known]
+    return [guard.decide(patch, patch.id in allow) for patch in wanted]
 
 
 class _Guard:
-    def __init__(self, register: Register, sglang: Sglang) -> None:
+    def __init__(self, register: Register, tree: Tree) -> None:
         self.register = register
-        self.sglang = sglang
+        self.tree = tree
         self._unpatched: _Unpatched | None = None
 
-    def decide(self, patch: Patch, allow_unknown: bool) -> Decision:
+    def decide(self, patch: Patch, allowed: bool) -> Finding:
         found: dict[Target, str | None] = {}
         try:
             for target in patch.targets:
-                found[target] = self.sglang.fingerprint(target)
+                found[target] = self.tree.fingerprint(target)
         except SourceError as error:
-            return Decision(patch, "refused", f"{error}. Reinstall sglang", found)
+            return Finding(patch, "refused", f"{error}. Reinstall sglang", found)
         decision = self._absent(patch, found) or self._known(patch, found)
-        return decision or self._unknown(patch, found, allow_unknown)
+        return decision or self._unknown(patch, found, allowed)
 
-    def _absent(self, patch: Patch, found: Mapping[Target, str | None]) -> Decision | None:
+    def _absent(self, patch: Patch, found: Mapping[Target, str | None]) -> Finding | None:
         """Decide if this sglang has nothing of what the patch would edit.
 
         Nothing is left to be done then, whatever became of the witnesses; unless this is one of
@@ -94,18 +87,18 @@ class _Guard:
         edited = [edit.target for edit in patch.edits if edit.target.scope]
         if any(found[target] is not None for target in edited):
             return None
-        version = self.sglang.parsed_version
+        version = self.tree.version
         if version is not None and patch.affected.contains(version, True):
             missing = ", ".join(str(target) for target in dict.fromkeys(edited))
             reason = f"sglang {version} should have {missing}, and has not. Reinstall sglang"
-            return Decision(patch, "refused", reason, found)
+            return Finding(patch, "refused", reason, found)
         if version is not None and version >= Version(patch.fixed_in):
             reason = _fixed_since(patch)
         else:
             reason = "what the patch is for is not in this sglang"
-        return Decision(patch, "not-needed", reason, found, needed=False)
+        return Finding(patch, "not-needed", reason, found, needed=False)
 
-    def _known(self, patch: Patch, found: Mapping[Target, str | None]) -> Decision | None:
+    def _known(self, patch: Patch, found: Mapping[Target, str | None]) -> Finding | None:
         """Decide if the targets are those of a published release."""
         releases = patch.fingerprints.releases_with(found)
         affected = [release for release in releases if patch.affected.contains(release, True)]
@@ -113,7 +106,7 @@ class _Guard:
             like = patch.fingerprints.spans(affected)
             reason = f"the source is that of sglang {like}, which has the fault"
             edits = patch.edits_for(affected[0])
-            return Decision(patch, "apply", reason, found, edits, needed=True)
+            return Finding(patch, "apply", reason, found, edits, needed=True)
         if not releases:
             return None
         if Version(releases[0]) >= Version(patch.fixed_in):
@@ -121,48 +114,46 @@ class _Guard:
         else:
             like = patch.fingerprints.spans(releases)
             reason = f"the source is that of sglang {like}, which does not have the fault"
-        return Decision(patch, "not-needed", reason, found, needed=False)
+        return Finding(patch, "not-needed", reason, found, needed=False)
 
-    def _unknown(
-        self, patch: Patch, found: Mapping[Target, str | None], allow_unknown: bool
-    ) -> Decision:
+    def _unknown(self, patch: Patch, found: Mapping[Target, str | None], allowed: bool) -> Finding:
         if self._unpatched is None:
-            self._unpatched = _Unpatched(self.register, self.sglang)
+            self._unpatched = _Unpatched(self.register, self.tree)
         if patch.id in self._unpatched.patches:
             reason = "the file on disk is patched already, as `sglang-commfix export` would"
-            return Decision(patch, "not-needed", reason, found, needed=False)
+            return Finding(patch, "not-needed", reason, found, needed=False)
         before = {target: self._unpatched.fingerprint(target) for target in found}
         if before != found and (decision := self._known(patch, before)):
             return replace(decision, found=found)
         odd = ", ".join(str(target) for target in _odd_targets(patch, found))
-        version = self.sglang.version
+        version = self.tree.sglang.version
         unknown = (
             f"{odd} is not as in any release that sglang-commfix {__version__} knows (this sglang "
             f"says it is {version})"
         )
-        if not allow_unknown:
-            return Decision(
+        if not allowed:
+            return Finding(
                 patch,
                 "refused",
-                f"{unknown}. Reinstall a published release, or read "
-                f"`sglang-commfix diff {patch.id}` with SGLANG_COMMFIX_ALLOW_UNKNOWN={patch.id} "
-                "set, and keep that setting if the change is right",
+                f"{unknown}. If the fault is here, make a lock of this sglang with "
+                f"`sglang-commfix lock --allow {patch.id}`, and keep it if what "
+                f"`sglang-commfix diff {patch.id}` shows then is right",
                 found,
             )
         variants = [edits for edits in patch.variants() if self._matches(edits)]
         if len(variants) != 1:
-            return Decision(
+            return Finding(
                 patch,
                 "refused",
                 f"{unknown}, and the text to be changed is not there exactly once",
                 found,
             )
-        return Decision(patch, "apply", f"allowed although {unknown}", found, variants[0])
+        return Finding(patch, "apply", f"allowed although {unknown}", found, variants[0])
 
     def _matches(self, edits: Sequence[Edit]) -> bool:
         for edit in edits:
             try:
-                tree = self.sglang.tree(edit.target.module)
+                tree = self.tree.tree(edit.target.module)
                 if tree is None:
                     return False
                 if edit.operation != "append":
@@ -181,8 +172,8 @@ class _Unpatched:
 
     """
 
-    def __init__(self, register: Register, sglang: Sglang) -> None:
-        self._sglang = sglang
+    def __init__(self, register: Register, tree: Tree) -> None:
+        self._tree_as_installed = tree
         self._trees: dict[str, ast.Module] = {}
         candidates = list(register.patches)
         while True:
@@ -201,7 +192,7 @@ class _Unpatched:
         return None if scope is None else fingerprint(scope)
 
     def _tree(self, module: str) -> ast.Module | None:
-        return self._trees.get(module) or self._sglang.tree(module)
+        return self._trees.get(module) or self._tree_as_installed.tree(module)
 
     def _take_out(self, patch: Patch) -> bool:
         for edits in patch.variants():
@@ -218,7 +209,7 @@ class _Unpatched:
 
     def _own_tree(self, module: str) -> ast.Module:
         """Parse ``module`` anew, so that it can be changed."""
-        source = self._sglang.source(module)
+        source = self._tree_as_installed.source(module)
         if source is None:
             raise SourceError(f"there is no {module}")
         if module not in self._trees:

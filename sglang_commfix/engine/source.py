@@ -8,7 +8,7 @@ import tokenize
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sglang_commfix.errors import SourceError
+from sglang_commfix.engine.errors import SourceError
 
 
 if TYPE_CHECKING:
@@ -70,6 +70,10 @@ class Source:
         except UnicodeEncodeError as error:
             raise SourceError(f"{self.path}: {error}") from error
         return self._from_text(self.path, raw, self.encoding, text)
+
+    def offset_in_bytes(self, offset: int) -> int:
+        """Turn an offset of :attr:`text` into one of the file, a byte-order mark counted."""
+        return len(self.text[:offset].encode(self.encoding))
 
     @property
     def newline(self) -> str:

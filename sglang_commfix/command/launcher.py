@@ -10,25 +10,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import sglang_commfix
+from sglang_commfix import FINDER, SELECT
 from sglang_commfix.errors import CommfixError, SettingsError
-from sglang_commfix.settings import SELECT
 
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping, Sequence
+    from collections.abc import Sequence
 
-SHIM = Path(__file__).resolve().parent / "shim"
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*$")
 _NO_PATH = frozenset("IE")
 # Flags, and then perhaps an option that takes a value: the code, the module, or an -X or -W.
 _OPTION = re.compile(r"-(?!$)([^-cmXW]*)([cmXW].*)?$", re.DOTALL)
-
-
-def add_shim(environ: MutableMapping[str, str]) -> None:
-    """Put the folder with the start-up shim in front of ``PYTHONPATH``."""
-    paths = [p for p in environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(SHIM)]
-    environ["PYTHONPATH"] = os.pathsep.join([str(SHIM), *paths])
 
 
 def run(command: Sequence[str]) -> None:
@@ -48,6 +40,8 @@ def run(command: Sequence[str]) -> None:
             "sglang-commfix: -S is left out, since Python starts no hook without site: "
             f"running {shlex.join(words)}\n"
         )
+    from sglang_commfix.run.session import add_shim
+
     environ = dict(os.environ)
     add_shim(environ)
     if not environ.get(SELECT, "").strip():
@@ -63,7 +57,7 @@ def _with_site(command: Sequence[str]) -> list[str]:
     program, *options = command
     if not _PYTHON.match(Path(program).name):
         return list(command)
-    own = shutil.which(program) == sys.executable and sglang_commfix.hooked()
+    own = shutil.which(program) == sys.executable and FINDER in sys.meta_path
     words = [program]
     while options and (option := _OPTION.match(options[0])):
         word = options.pop(0)

@@ -12,13 +12,13 @@ import warnings
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sglang_commfix.errors import SourceError
+from sglang_commfix.engine.errors import SourceError
 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sglang_commfix.source import Source
+    from sglang_commfix.engine.source import Source
 
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 

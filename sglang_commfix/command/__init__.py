@@ -1,0 +1,1 @@
+"""The command ``sglang-commfix``. No server imports it."""

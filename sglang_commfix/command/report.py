@@ -1,0 +1,219 @@
+"""The report of ``sglang-commfix status``, as typed objects and as JSON (schema 1)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sglang_commfix import FINDER, SELECT
+from sglang_commfix.command.locate import current_plan, shadowed_by
+from sglang_commfix.engine.errors import SourceError
+from sglang_commfix.engine.fingerprint import find_scope
+from sglang_commfix.engine.register import Target, load
+from sglang_commfix.engine.tree import Tree
+from sglang_commfix.run.host import NOT_HOOKED
+from sglang_commfix.run.plan import DEFAULT_KINDS, parse_selection
+
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sglang_commfix.engine.register import Edit, Patch, Register
+    from sglang_commfix.lock import Decision
+    from sglang_commfix.run.plan import Plan
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """One edit of a patch, or one place that a patch would edit.
+
+    Attributes:
+        module: name of the module.
+        scope: qualified name of the class or function; empty for an edit of the module itself.
+        operation: ``replace``, ``before``, ``after`` or ``append``.
+        file: the file, relative to the folder that contains the package.
+        line: the line (from 1) of the scope in the installed file; ``None`` if it is absent, or
+            nothing is to be edited.
+        fingerprint: of the scope as installed; ``None`` if it is absent.
+        as_in: the releases whose scope has this fingerprint: ``0.5.8 to 0.5.11``.
+
+    """
+
+    module: str
+    scope: str
+    operation: str
+    file: str
+    line: int | None
+    fingerprint: str | None
+    as_in: str
+
+
+@dataclass(frozen=True)
+class PatchReport:
+    """What was decided about one patch."""
+
+    id: str
+    pr: int | None
+    kind: str
+    title: str
+    decision: str
+    reason: str
+    fixed_in: str
+    edits: tuple[EditReport, ...]
+
+
+@dataclass(frozen=True)
+class SglangReport:
+    """The sglang that was looked at."""
+
+    version: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything ``status`` says.
+
+    Attributes:
+        sglang: what was looked at.
+        lock: what decided: the file of the user's own lock, ``shipped``, or ``engine`` where no
+            lock knows this sglang.
+        select: the value of ``SGLANG_COMMFIX`` that the decisions are for.
+        select_from: where it comes from: ``environment``, ``--select`` or ``default``.
+        hook: whether the start-up hook ran in this interpreter; ``None`` where that says nothing
+            about the sglang that was looked at.
+        uninstall: whether none of the faults that this version knows is in this sglang.
+        warnings: what would keep the patches from reaching sglang.
+        patches: one entry for each patch.
+
+    """
+
+    sglang: SglangReport
+    lock: str
+    select: str
+    select_from: str
+    hook: bool | None
+    uninstall: bool
+    warnings: tuple[str, ...]
+    patches: tuple[PatchReport, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as ``status --json`` prints it."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @property
+    def problem(self) -> bool:
+        """Whether a selected patch would be refused, or would not reach sglang."""
+        decisions = {patch.decision for patch in self.patches}
+        return "refused" in decisions or ("apply" in decisions and self.hook is False)
+
+
+def status(sglang_path: str | Path | None = None, select: str | None = None) -> Report:
+    """Return what ``sglang-commfix status`` prints, for a program such as an image's CI.
+
+    Nothing of sglang is imported.
+
+    Args:
+        sglang_path: a folder that contains the ``sglang`` package, instead of the installed one.
+        select: another value than the environment's ``SGLANG_COMMFIX``. With neither, ``1``.
+
+    Raises:
+        CommfixError: there is no sglang, or a setting or the user's own lock cannot be used.
+
+    """
+    plan = current_plan(sglang_path, select)
+    select_from = "environment" if os.environ.get(SELECT, "").strip() else "default"
+    warnings = []
+    hook = FINDER in sys.meta_path if sglang_path is None else None
+    if hook is False:
+        warnings.append(NOT_HOOKED)
+    shadow = shadowed_by() if sglang_path is None else None
+    if shadow is not None and shadow.resolve() != plan.sglang.path.resolve():
+        warnings.append(
+            f"`python -m sglang…` started in this folder would import {shadow}, not the sglang "
+            "reported here"
+        )
+    register, tree = load(), Tree(plan.sglang)
+    return Report(
+        sglang=SglangReport(plan.sglang.version, str(plan.sglang.path)),
+        lock=plan.origin,
+        select=plan.settings.select,
+        select_from=select_from if select is None else "--select",
+        hook=hook,
+        uninstall=plan.unneeded,
+        warnings=tuple(warnings),
+        patches=tuple(_patch_report(plan, register, tree, patch) for patch in plan.patches),
+    )
+
+
+def reason_of(plan: Plan, patch: Decision) -> str:
+    """Say why, for people: the selection and the other patches counted in."""
+    if patch["decision"] == "disabled":
+        return _switched_off(plan, patch)
+    for other in plan.patches:
+        if patch["decision"] == "not-needed" and other["needed"] and patch["pr"] in other["fixes"]:
+            return f"{patch['reason']}, with a fault that {other['id']} repairs"
+    return patch["reason"]
+
+
+def _switched_off(plan: Plan, patch: Decision) -> str:
+    value = plan.settings.select
+    selected, excluded = parse_selection(value, plan.patches)
+    why = f"{SELECT}={value} does not select it ({patch['kind']})"
+    if patch["id"] in excluded:
+        why = f"taken out by {SELECT}={value}"
+    elif not selected:
+        why = f"everything is switched off ({SELECT}={value})"
+    verb = "needs" if patch["kind"] in DEFAULT_KINDS else "can take"
+    return f"{why}; {f'this sglang {verb} it' if patch['needed'] else patch['reason']}"
+
+
+def _patch_report(plan: Plan, register: Register, tree: Tree, patch: Decision) -> PatchReport:
+    known = next((entry for entry in register.patches if entry.id == patch["id"]), None)
+    places: list[tuple[Target, str, int | None]] = [
+        (Target(one["module"], one["scope"]), one["operation"], one["line"])
+        for one in patch["splices"]
+    ]
+    if known is not None and not places:
+        scoped = {edit.target: edit for edit in known.edits if edit.target.scope}.values()
+        refused = patch["decision"] == "refused"
+        places = [(e.target, e.operation, _line(tree, e) if refused else None) for e in scoped]
+    return PatchReport(
+        id=patch["id"],
+        pr=patch["pr"],
+        kind=patch["kind"],
+        title=patch["title"],
+        decision=patch["decision"],
+        reason=reason_of(plan, patch),
+        fixed_in=patch["fixed_in"],
+        edits=tuple(_edit_report(plan, patch, known, place) for place in places),
+    )
+
+
+def _edit_report(
+    plan: Plan,
+    decision: Decision,
+    known: Patch | None,
+    place: tuple[Target, str, int | None],
+) -> EditReport:
+    target, operation, line = place
+    found = decision["found"].get(str(target)) if target.scope else None
+    alike = ""
+    if known is not None and found is not None and target in known.fingerprints.targets:
+        releases = known.fingerprints.releases_with({target: found})
+        alike = known.fingerprints.spans(releases)
+    file = plan.sglang.file_of(target.module).relative_to(plan.sglang.path.parent).as_posix()
+    return EditReport(target.module, target.scope, operation, file, line, found, alike)
+
+
+def _line(tree: Tree, edit: Edit) -> int | None:
+    try:
+        syntax = tree.tree(edit.target.module)
+        scope = None if syntax is None else find_scope(syntax, edit.target.scope)
+    except SourceError:
+        return None
+    return None if scope is None else scope.lineno

@@ -1,0 +1,71 @@
+"""An sglang tree as the engine sees it: the source and the syntax of its modules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from packaging.version import InvalidVersion, Version
+
+from sglang_commfix.engine.errors import SourceError
+from sglang_commfix.engine.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.engine.source import Source
+
+
+if TYPE_CHECKING:
+    import ast
+
+    from sglang_commfix.engine.register import Target
+    from sglang_commfix.installed import Sglang
+
+
+class Tree:
+    """The modules of one sglang, each read and parsed once. Nothing of it is run."""
+
+    def __init__(self, sglang: Sglang) -> None:
+        self.sglang = sglang
+        self._sources: dict[str, Source] = {}
+        self._trees: dict[str, ast.Module] = {}
+
+    @property
+    def version(self) -> Version | None:
+        """The version as PEP 440 reads it, if it does. Not to be relied on."""
+        try:
+            return Version(self.sglang.version)
+        except InvalidVersion:
+            return None
+
+    def source(self, module: str) -> Source | None:
+        """Return a module's source; ``None`` if sglang has no such module.
+
+        Raises:
+            SourceError: the file cannot be read or decoded, or there is only byte code.
+
+        """
+        if module not in self._sources:
+            file = self.sglang.file_of(module)
+            try:
+                raw = self.sglang.raw(module)
+            except OSError as error:
+                raise SourceError(f"{file} cannot be read: {error.strerror or error}") from error
+            if raw is None:
+                return None
+            self._sources[module] = Source.from_bytes(file, raw)
+        return self._sources[module]
+
+    def tree(self, module: str) -> ast.Module | None:
+        """Parse a module once; ``None`` if sglang has no such module. Not to be changed.
+
+        Raises:
+            SourceError: the module cannot be read or parsed.
+
+        """
+        source = self.source(module)
+        if source is not None and module not in self._trees:
+            self._trees[module] = parse(source)
+        return self._trees.get(module)
+
+    def fingerprint(self, target: Target) -> str | None:
+        """Return the fingerprint of ``target``; ``None`` if it is absent."""
+        tree = self.tree(target.module)
+        scope = None if tree is None else find_scope(tree, target.scope)
+        return None if scope is None else fingerprint(scope)

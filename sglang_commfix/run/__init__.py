@@ -1,0 +1,1 @@
+"""What a server executes, with the gate and the modules beside this folder, and nothing else."""

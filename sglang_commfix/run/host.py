@@ -1,0 +1,68 @@
+"""What the host tells this package, its environment variables, and what it hears: a log."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sglang_commfix import OFF, SELECT
+from sglang_commfix.errors import SettingsError
+
+
+STRICT, LOCK, LOG = f"{SELECT}_STRICT", f"{SELECT}_LOCK", f"{SELECT}_LOG"
+ALLOW = f"{SELECT}_ALLOW_UNKNOWN"
+ON = frozenset({"1", "on", "true", "yes"})
+NOT_HOOKED = (
+    "the start-up hook did not run in this Python (installed outside its site-packages folders, "
+    "or started with -S): start sglang with `sglang-commfix run -- COMMAND`"
+)
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_FORMAT = "[%(asctime)s pid=%(process)d] %(levelname)s sglang-commfix: %(message)s"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for, checked whole."""
+
+    select: str  # the value of SGLANG_COMMFIX
+    strict: bool = False  # end the process where a selected patch is refused
+    lock: str = ""  # the user's own lock; empty: the one beside sglang, if there is one
+    level: str = ""  # of the log; empty: as the host has set it, INFO if it has not
+
+
+def read_settings(environ: Mapping[str, str] = os.environ, select: str | None = None) -> Settings:
+    """Read the variables; ``select`` stands in for ``SGLANG_COMMFIX``."""
+    value = environ.get(SELECT, "") if select is None else select
+    level = environ.get(LOG, "").strip().upper()
+    if level and level not in _LEVELS:
+        raise SettingsError(f"{LOG}={environ[LOG]!r} is none of {', '.join(_LEVELS)}")
+    if allowed := environ.get(ALLOW, "").strip():
+        raise SettingsError(
+            f"{ALLOW}={allowed!r} is not read any more. Unset it, and make a lock of this sglang, "
+            f"to be read by you: `sglang-commfix lock --allow {allowed}`"
+        )
+    return Settings(value.strip(), read_strict(environ), environ.get(LOCK, "").strip(), level)
+
+
+def read_strict(environ: Mapping[str, str] = os.environ) -> bool:
+    """Read ``SGLANG_COMMFIX_STRICT`` alone, so that it counts where another value is unusable."""
+    value = environ.get(STRICT, "").strip().lower()
+    if value not in OFF | ON:
+        raise SettingsError(f"{STRICT}={environ[STRICT]!r} is neither 0 or off nor 1 or on")
+    return value in ON
+
+
+def log() -> logging.Logger:
+    """Return the logger ``sglang_commfix``, with a handler of its own if nobody gave it one.
+
+    Decisions are made before sglang sets up logging; the host's own loggers are left alone.
+    """
+    own = logging.getLogger("sglang_commfix")
+    if not own.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
+        own.addHandler(handler)
+        own.propagate = False
+    if own.level == logging.NOTSET:
+        own.setLevel(logging.INFO)
+    return own

@@ -1,0 +1,60 @@
+"""The loader of a patched module."""
+
+import linecache
+import warnings
+from importlib.util import decode_source
+from io import StringIO
+from types import CodeType, ModuleType
+from typing import Any
+
+from wrapt import notify_module_loaded
+
+from sglang_commfix.run.host import log
+from sglang_commfix.run.plan import Module
+
+
+MARK = "__commfix__"  # in a patched module: the ids of its patches
+
+
+class PatchedLoader:
+    """Runs the edited text of one module; for all else, it is the loader it stands in for."""
+
+    def __init__(self, inner: Any, module: Module) -> None:
+        self._inner, self._module = inner, module
+        self._file = f"{module.path} [commfix]"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the edited text in ``module``. No byte-code file is read or written."""
+        path = self._module.path
+        if not path.is_file() or path.read_bytes() != self._module.before:
+            log().warning(
+                f"{path} changed on disk after this process decided about its patches; what runs "
+                "is the text it held then. Restart to use the new one"
+            )
+        code = self.get_code(module.__name__)
+        # Classes are looked up by the module's own file name, functions by that of their code. An
+        # entry without a modification time is not compared with the disk.
+        lines = StringIO(self.get_source(module.__name__)).readlines()
+        for name in (self._file, str(path)):
+            linecache.cache[name] = (len(self._module.after), None, lines, name)
+        module.__dict__[MARK] = self._module.patches
+        exec(code, module.__dict__)  # noqa: S102 - this is what a loader does
+        notify_module_loaded(module)
+
+    def get_code(self, _name: str) -> CodeType:
+        """Compile the edited text, as the loader beneath does, under a name that says so."""
+        default = lambda data, file: compile(data, file, "exec", dont_inherit=True)  # noqa: E731
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            compiler = getattr(self._inner, "source_to_code", default)
+            code: CodeType = compiler(self._module.after, self._file)
+            return code
+
+    def get_source(self, _name: str) -> str:
+        """Return the edited text, with line feeds as line ends."""
+        return decode_source(self._module.after)

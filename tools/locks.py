@@ -1,0 +1,67 @@
+"""Write what ships as locks: for each entry, what is decided about every published release.
+
+Run by a maintainer when a patch or a release is added, after ``tools/fingerprints.py``::
+
+    python tools/locks.py            # writes patches/keys.json and patches/*/locks.json
+    python tools/locks.py --check    # change nothing, fail if the data is not current
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from fingerprints import PATCHES, fetch, wanted_files
+from generated import bring_up_to_date
+
+from sglang_commfix.engine import shipped
+from sglang_commfix.engine.make_lock import make_lock
+from sglang_commfix.engine.register import load_folder
+from sglang_commfix.engine.tree import Tree
+from sglang_commfix.installed import KEY, Sglang
+from sglang_commfix.splice import short_digest
+
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sglang_commfix.lock import Lock
+
+
+def main() -> int:
+    """Bring ``patches/keys.json`` and every ``locks.json`` up to date."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
+    arguments = parser.parse_args()
+    register = load_folder(PATCHES)
+    keys, locks = {}, {}
+    for release in register.patches[0].fingerprints.releases:
+        print(f"\r{release:12}", end="", file=sys.stderr, flush=True)
+        sglang = Sglang(fetch(release, wanted_files(register.patches)) / "sglang")
+        keys[release] = short_digest(sglang.raw(KEY) or b"")
+        locks[release] = make_lock(register, Tree(sglang))
+    print(file=sys.stderr)
+    outcome: dict[Path, str] = {PATCHES / "keys.json": json.dumps(keys, indent=2) + "\n"}
+    for number, patch in enumerate(register.patches):
+        decisions = {release: lock["decisions"][number] for release, lock in locks.items()}
+        outcome[PATCHES / patch.id / "locks.json"] = shipped.write(decisions)
+    refuse_doubt(locks)
+    return bring_up_to_date(outcome, check=arguments.check)
+
+
+def refuse_doubt(locks: dict[str, Lock]) -> None:
+    """End the run if anything is refused in a published release: no such lock may ship."""
+    doubts = [
+        f"{release}: {decision['id']} is refused: {decision['reason']}"
+        for release, lock in locks.items()
+        for decision in lock["decisions"]
+        if decision["decision"] == "refused"
+    ]
+    if doubts:
+        raise SystemExit("\n".join(doubts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
