@@ -96,7 +96,12 @@ def servers(session: nox.Session) -> None:
     """Real sglang servers on the CPU; ``-- -m servers_full`` for all of them."""
     _install(session)
     session.run(
-        "pytest", "-v", "--durations=25", "tests/servers", *(session.posargs or ["-m", "servers"])
+        "pytest",
+        "-v",
+        "--durations=25",
+        "tests/patches",
+        "tests/servers",
+        *(session.posargs or ["-m", "servers"]),
     )
 
 

@@ -6,8 +6,21 @@ from pathlib import Path
 
 import pytest
 from fake import FAULTY, FILE, Upstream, write_sglang
+from rig.environment import Environment, ensure
+from rig.observation import Observer
+from rig.releases import RELEASES
 
 from sglang_commfix.engine.register import Register
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what goes beyond the default run, unless `-m` asks for it."""
+    if "servers_full" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("servers_full")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture
@@ -24,3 +37,15 @@ def faulty(tmp_path: Path) -> Path:
 @pytest.fixture
 def register(tmp_path: Path, upstream: Upstream) -> Register:
     return upstream.register(tmp_path / "patches")
+
+
+@pytest.fixture(scope="session")
+def environment() -> Environment:
+    """What real servers run in, built once."""
+    return ensure(RELEASES)
+
+
+@pytest.fixture(scope="session")
+def observe(environment: Environment) -> Observer:
+    """Starts every server once, whichever folder's tests ask for it."""
+    return Observer(environment)

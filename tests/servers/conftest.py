@@ -1,4 +1,4 @@
-"""What the tests of this folder share: one environment, and every server started only once."""
+"""What the tests of the matrix share: the table that they fill, and how far they are."""
 
 from __future__ import annotations
 
@@ -6,33 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 from generated import bring_up_to_date
-from rig.environment import Environment, ensure
 from rig.matrix import CELLS
-from rig.observation import Observer
 from rig.progress import Progress
-from rig.releases import RELEASES
 from rig.results import Results, read, write
 from server_table import PAGE, render
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what goes beyond the default run, unless `-m` asks for it."""
-    if "servers_full" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("servers_full")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
-
-
-@pytest.fixture(scope="session")
-def environment() -> Environment:
-    return ensure(RELEASES)
-
-
-@pytest.fixture(scope="session")
-def observe(environment: Environment) -> Observer:
-    return Observer(environment)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""#19918: `--moe-dense-tp-size 1`, looked at from within the real scheduler processes."""
+"""#19918: the warm-up run under `--moe-dense-tp-size 1`, in the real scheduler processes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def in_full(release: str) -> Any:
 def scattered_mlp(
     observe: Observer, release: str, *, patched: bool, pool: int = REQUEST_POOL_SIZE
 ) -> Observation:
+    """By the same servers as the tests of 19918-scattered-mlp-fusion: they are started once."""
     return observe(
         Setup(
             release,
@@ -35,16 +36,6 @@ def scattered_mlp(
     )
 
 
-def fusion_decisions(observation: Observation) -> dict[str, bool]:
-    """By scatter mode of the MLP, for the layers that another layer follows; all ranks agree."""
-    first, second = observation.reports["fusion"].values()
-    assert first == second
-    layers: list[dict[str, Any]] = first
-    assert [layer["is_last"] for layer in layers] == [False, False, True]
-    assert layers[-1]["fuses"] is False
-    return {layer["mlp_mode"]: layer["fuses"] for layer in layers[:-1]}
-
-
 def dummy_runs(observation: Observation) -> dict[int, dict[str, Any]]:
     """By the batch size asked for; errors may differ between ranks in their wording."""
     reports = observation.reports["dummy_run"]
@@ -54,26 +45,6 @@ def dummy_runs(observation: Observation) -> dict[int, dict[str, Any]]:
         assert run["forward"] == by_rank[1][asked_for]["forward"]
         assert bool(run["error"]) == bool(by_rank[1][asked_for]["error"])
     return by_rank[0]
-
-
-class TestFusion:
-    RELEASES = (in_full("0.5.10.post1"), "0.5.11", in_full("0.5.12.post1"))
-
-    @pytest.mark.parametrize("release", RELEASES)
-    def test_unpatched_the_scattered_dense_layer_hands_its_all_reduce_on(
-        self, observe: Observer, release: str
-    ) -> None:
-        decisions = fusion_decisions(scattered_mlp(observe, release, patched=False))
-
-        assert decisions == {"SCATTERED": True, "FULL": True}
-
-    @pytest.mark.parametrize("release", RELEASES)
-    def test_patched_only_the_scattered_dense_layer_keeps_it(
-        self, observe: Observer, release: str
-    ) -> None:
-        decisions = fusion_decisions(scattered_mlp(observe, release, patched=True))
-
-        assert decisions == {"SCATTERED": False, "FULL": True}
 
 
 class TestDummyRun:

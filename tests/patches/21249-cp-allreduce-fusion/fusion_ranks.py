@@ -1,6 +1,6 @@
 """Four ranks: sglang's real groups over gloo, and FlashInfer's own code around a stand-in for memory.
 
-Started by test_allreduce_fusion.py with the rig's Python: imports sglang once, then forks the ranks
+Started by test_ranks.py with the rig's Python: imports sglang once, then forks the ranks
 of each scenario, and prints what each of them has found. What a GPU would do is replaced: a buffer
 of device memory is a memory file that names the rank which has made it, so that the handles which
 FlashInfer exchanges tell whose memory a rank has got; the fused kernel is a sum over those ranks.

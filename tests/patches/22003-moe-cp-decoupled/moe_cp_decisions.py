@@ -1,6 +1,6 @@
 """What the installed sglang's layer communicators decide, for many sizes of the groups.
 
-Run by `test_moe_cp.py` in the rig's environment; prints JSON. Real are `communicator` and
+Run by `test_servers.py` in the rig's environment; prints JSON. Real are `communicator` and
 `communicator_nsa_cp`. What they ask of the rest of sglang is answered by a `Case`: no process
 group is made, and nothing is communicated.
 """
