@@ -1,8 +1,8 @@
 """Upstream communication fixes for an installed sglang, applied while sglang is imported.
 
-Every Python start of an environment that holds this package runs this file, because of the line in
-``sglang_commfix.pth``. It imports nothing but :mod:`sys` and :mod:`os`, which the interpreter has
-loaded by then. The rest waits until sglang itself is imported with ``SGLANG_COMMFIX`` set.
+Every Python start in an environment with this package runs this file, by ``sglang_commfix.pth``. It
+imports what the interpreter has loaded by then. The rest waits until sglang itself is imported with
+``SGLANG_COMMFIX`` set.
 """
 
 import os
@@ -27,8 +27,7 @@ _LAZY = {"Report": "command.report", "activate": "run.session", "status": "comma
 class StartupFinder:
     """Wait on ``sys.meta_path`` for the first import of sglang, then hand over to the session.
 
-    It finds no module itself, and never leaves the list, which would make an import under way skip
-    the next finder: ``closed`` ends its work.
+    It never leaves the list, which would make an import under way skip the next finder.
     """
 
     closed = False
@@ -44,10 +43,9 @@ class StartupFinder:
         try:
             from sglang_commfix.run import session
         except Exception as error:
-            sys.stderr.write(
-                f"sglang-commfix: the installation is damaged ({type(error).__name__}: {error}). "
-                "Nothing is applied: reinstall sglang-commfix\n"
-            )
+            what = f"the installation is damaged ({type(error).__name__}: {error})"
+            remedy = "Nothing is applied: reinstall sglang-commfix"
+            sys.stderr.write(f"sglang-commfix: {what}. {remedy}\n")
             if os.environ.get(f"{SELECT}_STRICT", "").strip().lower() not in OFF:
                 raise SystemExit(78) from error
             self.closed = True

@@ -21,6 +21,7 @@ class Splice(TypedDict):
     at: int  # the line that is edited
     start: int  # what is replaced, up to `stop`; nothing, where they are equal
     stop: int
+    rank: int  # what comes first where two splices meet
     anchor: list[int]  # from and to: what no other splice may replace
     replaces: str  # short_digest() of what is replaced
     encoding: str  # of the file

@@ -15,7 +15,7 @@ from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import Register, load_folder
 from sglang_commfix.engine.source import Source
 from sglang_commfix.engine.tree import Tree
-from sglang_commfix.installed import Sglang
+from sglang_commfix.files import Sglang
 from sglang_commfix.run.host import Settings
 from sglang_commfix.run.plan import Plan, select
 

@@ -27,7 +27,7 @@ from packaging.version import Version
 
 from sglang_commfix.engine.register import load_folder
 from sglang_commfix.engine.tree import Tree
-from sglang_commfix.installed import KEY, Sglang
+from sglang_commfix.files import KEY, Sglang
 
 
 if TYPE_CHECKING:

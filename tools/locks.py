@@ -20,8 +20,7 @@ from sglang_commfix.engine import shipped
 from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import load_folder
 from sglang_commfix.engine.tree import Tree
-from sglang_commfix.installed import KEY, Sglang
-from sglang_commfix.splice import short_digest
+from sglang_commfix.files import KEY, Sglang, short_digest
 
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from sglang_commfix.command.locate import current_plan, locate
 from sglang_commfix.command.report import reason_of, status
 from sglang_commfix.command.series import write_series
 from sglang_commfix.engine.register import load
+from sglang_commfix.engine.tree import Tree
 from sglang_commfix.errors import CommfixError, SettingsError, SglangNotFoundError
 from sglang_commfix.run.host import LOCK, read_settings
 from sglang_commfix.run.plan import OWN_NAME, Plan, parse_selection, select
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from sglang_commfix.command.report import PatchReport, Report
     from sglang_commfix.engine.register import Patch
-    from sglang_commfix.installed import Sglang
+    from sglang_commfix.files import Sglang
 
 OK, REFUSED, USAGE, NO_SGLANG = 0, 1, 2, 3
 _TEXTS = (
@@ -282,7 +283,7 @@ def _export(arguments: argparse.Namespace) -> int:
             how = f"patch -p1 -d {root} < {target}"
     except OSError as error:
         raise SettingsError(f"{target} cannot be written: {error.strerror}") from error
-    print(f"{target}: {ids} for sglang {plan.sglang.version}")
+    print(f"{target}: {ids} for sglang {Tree(plan.sglang).says}")
     print(f"apply with: {how}")
     return status
 
@@ -307,7 +308,7 @@ def _lock(arguments: argparse.Namespace) -> int:
     lock = own_lock.make(sglang, allow)
     plan = select(sglang, settings, lock, str(file))
     own_lock.write(lock, file)
-    print(f"{file}: the lock of sglang {sglang.version} at {sglang.path}")
+    print(f"{file}: the lock of sglang {lock['sglang']} at {sglang.path}")
     for patch in plan.patches:
         print(f"{patch['decision']:<10}  {patch['id']}: {reason_of(plan, patch)}")
     if file.resolve() != (sglang.path.parent / OWN_NAME).resolve():
@@ -321,7 +322,7 @@ def _check_lock(file: Path, sglang: Sglang) -> int:
     for line in found:
         print(f"{file}: {line}", file=sys.stderr)
     if not found:
-        print(f"{file} is the lock of sglang {sglang.version} at {sglang.path}")
+        print(f"{file} is the lock of the sglang at {sglang.path}")
     return REFUSED if found else OK
 
 

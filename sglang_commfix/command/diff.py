@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
-from sglang_commfix.splice import splice
+from sglang_commfix.files import splice
 
 
 if TYPE_CHECKING:

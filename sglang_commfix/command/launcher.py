@@ -42,12 +42,11 @@ def run(command: Sequence[str]) -> None:
         )
     from sglang_commfix.run.session import add_shim
 
-    environ = dict(os.environ)
-    add_shim(environ)
-    if not environ.get(SELECT, "").strip():
-        environ[SELECT] = "1"
+    add_shim()
+    if not os.environ.get(SELECT, "").strip():
+        os.environ[SELECT] = "1"
     try:
-        os.execvpe(words[0], words, environ)  # noqa: S606 - the user's own command
+        os.execvp(words[0], words)  # noqa: S606 - the user's own command
     except OSError as error:
         raise CommfixError(f"{words[0]} cannot be started: {error.strerror}") from error
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sglang_commfix import SELECT
 from sglang_commfix.errors import SglangNotFoundError
-from sglang_commfix.installed import Sglang, find_sglang
+from sglang_commfix.files import Sglang, find_sglang
 from sglang_commfix.run.host import read_settings
 from sglang_commfix.run.plan import make_plan
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
-    from sglang_commfix.installed import Sglang
+    from sglang_commfix.files import Sglang
     from sglang_commfix.lock import Lock
 
 

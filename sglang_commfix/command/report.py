@@ -139,7 +139,7 @@ def status(sglang_path: str | Path | None = None, select: str | None = None) -> 
         )
     register, tree = load(), Tree(plan.sglang)
     return Report(
-        sglang=SglangReport(plan.sglang.version, str(plan.sglang.path)),
+        sglang=SglangReport(tree.says, str(plan.sglang.path)),
         lock=plan.origin,
         select=plan.settings.select,
         select_from=select_from if select is None else "--select",

@@ -126,7 +126,7 @@ class _Guard:
         if before != found and (decision := self._known(patch, before)):
             return replace(decision, found=found)
         odd = ", ".join(str(target) for target in _odd_targets(patch, found))
-        version = self.tree.sglang.version
+        version = self.tree.says
         unknown = (
             f"{odd} is not as in any release that sglang-commfix {__version__} knows (this sglang "
             f"says it is {version})"

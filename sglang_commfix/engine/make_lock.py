@@ -11,9 +11,8 @@ from sglang_commfix.engine.fingerprint import find_scope
 from sglang_commfix.engine.guard import decide
 from sglang_commfix.engine.rewrite import locate, rewrite, splices_of
 from sglang_commfix.errors import CommfixError
-from sglang_commfix.installed import KEY
+from sglang_commfix.files import KEY, short_digest, splice
 from sglang_commfix.lock import SCHEMA, Decision, Lock, Splice
-from sglang_commfix.splice import short_digest, splice
 
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def make_lock(
     return {
         "schema": SCHEMA,
         "made_by": __version__,
-        "sglang": tree.sglang.version,
+        "sglang": tree.says,
         "allowed": sorted(allow),
         "conflicts": conflicts(decisions),
         "decisions": decisions,
@@ -158,6 +157,7 @@ def _splice(source: Source, syntax: ast.Module, edit: Edit, one: TextSplice) -> 
         "at": source.text.count("\n", 0, one.start) + 1,
         "start": start,
         "stop": stop,
+        "rank": one.rank,
         "anchor": anchor,
         "replaces": short_digest(source.raw[start:stop]),
         "encoding": "utf-8" if source.encoding == "utf-8-sig" else source.encoding,

@@ -15,9 +15,8 @@ from sglang_commfix import __version__
 from sglang_commfix.engine.make_lock import conflicts, entry_of, make_lock
 from sglang_commfix.engine.register import load, patches_folder
 from sglang_commfix.engine.tree import Tree
-from sglang_commfix.installed import KEY
+from sglang_commfix.files import KEY, short_digest
 from sglang_commfix.lock import SCHEMA
-from sglang_commfix.splice import short_digest
 
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sglang_commfix.engine.register import Patch, Register
-    from sglang_commfix.installed import Sglang
+    from sglang_commfix.files import Sglang
     from sglang_commfix.lock import Decision, Lock
 
 

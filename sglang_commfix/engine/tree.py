@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
@@ -15,14 +16,29 @@ if TYPE_CHECKING:
     import ast
 
     from sglang_commfix.engine.register import Target
-    from sglang_commfix.installed import Sglang
+    from sglang_commfix.files import Sglang
+
+# sglang/_version.py (0.5.7 and later) and sglang/version.py (before) assign a literal.
+_VERSION = re.compile(
+    r"""^__version__\s*(?::[^=]+)?=\s*(?:version\s*=\s*)?["']([^"']+)["']""", re.M
+)
 
 
 class Tree:
-    """The modules of one sglang, each read and parsed once. Nothing of it is run."""
+    """The modules of one sglang, each read and parsed once. Nothing of it is run.
+
+    Attributes:
+        sglang: its files.
+        says: the version that its version file says, or ``unknown``. A hint for people: dev builds
+            and edited checkouts carry numbers that do not tell what they hold.
+
+    """
 
     def __init__(self, sglang: Sglang) -> None:
         self.sglang = sglang
+        files = [sglang.path / name for name in ("_version.py", "version.py")]
+        texts = [file.read_text("utf-8", "replace") for file in files if file.is_file()]
+        self.says = next((m[1] for m in map(_VERSION.search, texts) if m), "unknown")
         self._sources: dict[str, Source] = {}
         self._trees: dict[str, ast.Module] = {}
 
@@ -30,7 +46,7 @@ class Tree:
     def version(self) -> Version | None:
         """The version as PEP 440 reads it, if it does. Not to be relied on."""
         try:
-            return Version(self.sglang.version)
+            return Version(self.says)
         except InvalidVersion:
             return None
 
@@ -47,6 +63,8 @@ class Tree:
                 raw = self.sglang.raw(module)
             except OSError as error:
                 raise SourceError(f"{file} cannot be read: {error.strerror or error}") from error
+            if raw is None and file.with_suffix(".pyc").exists():
+                raise SourceError(f"{file.with_suffix('.pyc')} is byte code without its source")
             if raw is None:
                 return None
             self._sources[module] = Source.from_bytes(file, raw)

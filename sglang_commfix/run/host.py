@@ -12,10 +12,8 @@ from sglang_commfix.errors import SettingsError
 STRICT, LOCK, LOG = f"{SELECT}_STRICT", f"{SELECT}_LOCK", f"{SELECT}_LOG"
 ALLOW = f"{SELECT}_ALLOW_UNKNOWN"
 ON = frozenset({"1", "on", "true", "yes"})
-NOT_HOOKED = (
-    "the start-up hook did not run in this Python (installed outside its site-packages folders, "
-    "or started with -S): start sglang with `sglang-commfix run -- COMMAND`"
-)
+NOT_HOOKED = "the start-up hook did not run in this Python (installed outside its site-packages "
+NOT_HOOKED += "folders, or started with -S): start sglang with `sglang-commfix run -- COMMAND`"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _FORMAT = "[%(asctime)s pid=%(process)d] %(levelname)s sglang-commfix: %(message)s"
 
@@ -37,10 +35,8 @@ def read_settings(environ: Mapping[str, str] = os.environ, select: str | None = 
     if level and level not in _LEVELS:
         raise SettingsError(f"{LOG}={environ[LOG]!r} is none of {', '.join(_LEVELS)}")
     if allowed := environ.get(ALLOW, "").strip():
-        raise SettingsError(
-            f"{ALLOW}={allowed!r} is not read any more. Unset it, and make a lock of this sglang, "
-            f"to be read by you: `sglang-commfix lock --allow {allowed}`"
-        )
+        remedy = f"Unset it, and read what `sglang-commfix lock --allow {allowed}` makes"
+        raise SettingsError(f"{ALLOW}={allowed!r} is not read any more. {remedy}")
     return Settings(value.strip(), read_strict(environ), environ.get(LOCK, "").strip(), level)
 
 
@@ -53,10 +49,7 @@ def read_strict(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def log() -> logging.Logger:
-    """Return the logger ``sglang_commfix``, with a handler of its own if nobody gave it one.
-
-    Decisions are made before sglang sets up logging; the host's own loggers are left alone.
-    """
+    """Return the logger ``sglang_commfix``, with a handler of its own if nobody gave it one."""
     own = logging.getLogger("sglang_commfix")
     if not own.handlers:
         handler = logging.StreamHandler()

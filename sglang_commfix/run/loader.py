@@ -37,8 +37,7 @@ class PatchedLoader:
                 "is the text it held then. Restart to use the new one"
             )
         code = self.get_code(module.__name__)
-        # Classes are looked up by the module's own file name, functions by that of their code. An
-        # entry without a modification time is not compared with the disk.
+        # Classes are looked up by the module's file name. Without a time, no look at the disk.
         lines = StringIO(self.get_source(module.__name__)).readlines()
         for name in (self._file, str(path)):
             linecache.cache[name] = (len(self._module.after), None, lines, name)

@@ -13,7 +13,7 @@ from sglang_commfix.run import plan
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sglang_commfix.installed import Sglang
+    from sglang_commfix.files import Sglang
 
 
 def read(file: Path, sglang: Sglang) -> Lock:

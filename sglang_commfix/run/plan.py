@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang_commfix import OFF, SELECT
-from sglang_commfix.errors import SettingsError
-from sglang_commfix.installed import KEY, Sglang
+from sglang_commfix.errors import SettingsError, SglangNotFoundError
+from sglang_commfix.files import KEY, Sglang, splice
 from sglang_commfix.run.host import ON, Settings
-from sglang_commfix.splice import short_digest, splice
 
 
 if TYPE_CHECKING:
@@ -54,14 +53,13 @@ class Plan(NamedTuple):
         return all(patch["needed"] is False or patch["id"] in off for patch in self.patches)
 
 
-def make_plan(sglang: Sglang, settings: Settings) -> Plan:
+def make_plan(sglang: Sglang | None, settings: Settings) -> Plan:
     """Find the lock of ``sglang``, select from it, and put together what each module will run.
 
-    Raises:
-        SettingsError: ``settings`` select what nobody knows.
-        LockError: the user's own lock cannot be used. Nothing takes its place.
-
+    An own lock that cannot be used is an error: nothing takes its place.
     """
+    if sglang is None:
+        raise SglangNotFoundError(f"no sglang is installed for {sys.executable}")
     own = Path(settings.lock) if settings.lock else sglang.path.parent / OWN_NAME
     if settings.lock or own.exists():
         from sglang_commfix.run import own_lock
@@ -72,7 +70,7 @@ def make_plan(sglang: Sglang, settings: Settings) -> Plan:
     return select(sglang, settings, engine().lock_now(sglang), "engine")
 
 
-def engine() -> ModuleType:
+def engine() -> Any:
     """Import the engine: the one place where a server does, for a tree that no lock knows."""
     from sglang_commfix.engine import shipped
 
@@ -80,7 +78,7 @@ def engine() -> ModuleType:
 
 
 def _shipped(sglang: Sglang) -> Lock | None:
-    file = SHIPPED / f"{short_digest(sglang.raw(KEY) or b'')}.json.gz"
+    file = SHIPPED / f"{(sglang.digest(KEY) or '')[:16]}.json.gz"
     if not file.is_file():
         return None
     lock: Lock = json.loads(zlib.decompress(file.read_bytes(), 31))
@@ -99,35 +97,33 @@ def select(sglang: Sglang, settings: Settings, lock: Lock, origin: str) -> Plan:
     while fallen := [(p, why) for p in patches if (why := _falls(p, patches, lock))]:
         for patch, why in fallen:
             patch["decision"], patch["reason"] = "refused", why
-    applied = [(p["id"], s) for p in patches if p["decision"] == "apply" for s in p["splices"]]
+    edits = [(p["id"], s) for p in patches if p["decision"] == "apply" for s in p["splices"]]
     modules = {}
-    for name in dict.fromkeys(one["module"] for _, one in applied):
+    for name in dict.fromkeys(one["module"] for _, one in edits):
         raw = sglang.raw(name) or b""
-        after = splice(raw, [one for _, one in applied if one["module"] == name])
-        ids = tuple(dict.fromkeys(patch for patch, one in applied if one["module"] == name))
-        modules[name] = Module(sglang.file_of(name), raw, after, ids)
+        after = splice(raw, [one for _, one in edits if one["module"] == name])
+        ids = dict.fromkeys(patch for patch, one in edits if one["module"] == name)
+        modules[name] = Module(sglang.file_of(name), raw, after, tuple(ids))
     return Plan(sglang, settings, lock, origin, patches, modules)
 
 
 def _falls(patch: Decision, patches: Sequence[Decision], lock: Lock) -> str | None:
     for other in patches if patch["decision"] == "apply" else ():
-        name, decision = other["id"], other["decision"]
-        if name in patch["requires"] and decision not in {"apply", "not-needed"}:
-            return f"it requires {name}, which is {decision}"
-        if decision == "apply" and name != patch["id"]:
-            for one, two, why in lock["conflicts"]:
-                if {one, two} == {patch["id"], name}:
-                    return why
-            if name in patch["conflicts"] or patch["id"] in other["conflicts"]:
-                return f"it cannot be combined with {name}: take one of them out"
+        pair = {patch["id"], other["id"]}
+        if other["id"] in patch["requires"] and other["decision"] not in {"apply", "not-needed"}:
+            return f"it requires {other['id']}, which is {other['decision']}"
+        if other["decision"] == "apply" and other is not patch:
+            touching = [why for one, two, why in lock["conflicts"] if {one, two} == pair]
+            if touching or pair & {*patch["conflicts"], *other["conflicts"]}:
+                apart = f"it cannot be combined with {other['id']}: take one of them out"
+                return touching[0] if touching else apart
     return None
 
 
 def parse_selection(value: str, patches: Sequence[Decision]) -> tuple[set[str], set[str]]:
     """Turn a value of ``SGLANG_COMMFIX`` into the ids it selects and those it takes out.
 
-    Words are ids or PR numbers. A list of nothing but words with a leading ``-`` takes them out of
-    the default selection. Selecting a patch selects what it requires.
+    A list of nothing but ``-…`` takes out of the default. What is required is selected, too.
     """
     words = [word for word in (part.strip().lower() for part in value.split(",")) if word]
     if set(words) <= OFF:
@@ -140,12 +136,11 @@ def parse_selection(value: str, patches: Sequence[Decision]) -> tuple[set[str], 
         bare = word.removeprefix("-").removeprefix("#")
         named = {patch["id"] for patch in patches if bare in {patch["id"], str(patch["pr"])}}
         if not named and word not in groups:
-            numbers = [str(patch["pr"]) for patch in patches if patch["pr"] is not None]
-            known = ", ".join(dict.fromkeys([*(patch["id"] for patch in patches), *numbers]))
-            raise SettingsError(
-                f"{SELECT}={value!r}: {word!r} is unknown. "
-                f"Known are: 0, off, 1, on, all, {known}; a leading - takes one out"
+            names = [patch["id"] for patch in patches] + [str(p["pr"]) for p in patches if p["pr"]]
+            known = (
+                f"0, off, 1, on, all, {', '.join(dict.fromkeys(names))}; a leading - takes one out"
             )
+            raise SettingsError(f"{SELECT}={value!r}: {word!r} is unknown. Known are: {known}")
         (excluded if word.startswith("-") else selected).update(groups.get(word, named))
     selected -= excluded
     while new := {r for p in patches if p["id"] in selected for r in p["requires"]} - selected:

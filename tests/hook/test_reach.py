@@ -67,7 +67,7 @@ import os, sys
 sys.path += {PACKAGES!r}
 os.environ["PYTHONPATH"] = os.pathsep.join({PACKAGES!r} + [{str(site.root)!r}])
 from sglang_commfix.run.session import add_shim
-add_shim(os.environ)
+add_shim()
 os.execv(sys.executable, [sys.executable, "-c", {SHOW!r}])
 """
         result = site.command([*bare, code])
