@@ -1,6 +1,7 @@
 """The patched release decides as the first upstream release with the fix, in the real modules.
 
-Every case of the product is compared; where the answers differ, the register says so and why.
+Every case of the product is compared; where the answers differ, the register says so and why. What
+is compared for an entry stands in `tests/patches/<id>/decisions.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 from rig.decisions import Answers, decide
+from rig.entries import declared
 from rig.environment import ensure
 
 from sglang_commfix.engine.register import Difference, load
@@ -30,15 +32,11 @@ class Compared:
     """The first release that decides so, later repairs of the same pull request included."""
 
 
-COMPARED = (
-    Compared("19918-scattered-mlp-fusion", "fusion", "0.5.13"),
-    Compared("19918-dummy-run-alignment", "warm_up", "0.5.13"),
-    Compared("qwen3-moe-ep-double-reduce", "expert_reduction", "0.5.11"),
-    Compared("24785-sum-len-contract", "reduce_scatter", "0.5.12"),
-    Compared("22642-dp-reduce-scatterv", "reduce_scatter", "0.5.17"),
-    Compared("22003-moe-cp-decoupled", "command_lines", "0.5.13"),
-    Compared("22003-moe-cp-decoupled", "scatter_modes", "0.5.13"),
-)
+COMPARED = [
+    Compared(patch, suite, upstream)
+    for patch, suites in declared("decisions.py", "UPSTREAM")
+    for suite, upstream in suites.items()
+]
 
 
 def cases() -> Iterator[object]:

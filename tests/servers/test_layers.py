@@ -1,6 +1,7 @@
 """The numbers: real decoder layers on real process groups, against one process in float64.
 
-Which release has a fault, and which it is, comes from the register; here is what shows it.
+Which release has a fault, and which it is, comes from the register; what shows it, from
+`tests/patches/<id>/layers.py`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,21 @@ from pathlib import Path
 
 import pytest
 from packaging.specifiers import SpecifierSet
+from rig.entries import declared
 from rig.environment import Environment, RigError
 from rig.layers.case import Case, Layout
 from rig.layers.observation import LayerObserver
 from rig.layers.process import LayerProcess
+from rig.layers.proof import (
+    DENSE_WHOLE,
+    DP_2,
+    DP_2_EP_2,
+    DP_4_EP_4,
+    NO_GLM4_MOE,
+    TP_2,
+    glm4_moe,
+    qwen3_moe,
+)
 from rig.releases import LAYERS, RELEASES
 
 from sglang_commfix.engine.register import load
@@ -27,93 +39,6 @@ ROUNDING = 1e-5
 FAULT = 1e-1
 
 REGISTER = {patch.id: patch for patch in load().patches}
-
-# Its GLM-4 MoE blocks lack an attribute that the class they inherit from reads.
-NO_GLM4_MOE = "0.5.3.post2"
-
-TP_2 = Layout(tp=2)
-DENSE_WHOLE = Layout(tp=2, moe_dense_tp=1)
-DP_2 = Layout(tp=2, dp=2)
-DP_2_EP_2 = Layout(tp=2, dp=2, ep=2)
-DP_4_EP_4 = Layout(tp=4, dp=4, ep=4)
-TP_4_CP_2 = Layout(tp=4, attn_cp=2)
-
-
-def qwen3_moe(layout: Layout, tokens: tuple[int, ...], **more: object) -> Case:
-    return Case(layout, tokens, model="qwen3-moe", layers="SSS", **more)  # type: ignore[arg-type]
-
-
-def glm4_moe(layout: Layout, tokens: tuple[int, ...], **more: object) -> Case:
-    return Case(layout, tokens, model="glm4-moe", **more)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Proof:
-    """A case that comes out otherwise without this entry of the register than with it."""
-
-    entry: str
-    case: Case
-    releases: str = ""
-    """Only these of the affected releases."""
-
-
-# Without the patch the output is wrong, or there is none; with it, it is right.
-NECESSARY = (
-    Proof("24785-sum-len-contract", Case(DP_2_EP_2, (4, 1))),
-    Proof("24785-sum-len-contract", Case(DP_2_EP_2, (3, 3), layers="DDD")),
-    Proof("24785-sum-len-contract", Case(DP_2_EP_2, (2, 5), layers="SDS")),
-    Proof("24785-sum-len-contract", Case(DP_4_EP_4, (3, 0, 5, 2))),
-    Proof("24785-sum-len-contract", glm4_moe(DP_2_EP_2, (4, 1))),
-    Proof("19918-scattered-mlp-fusion", Case(DENSE_WHOLE, (6,), fusion=True)),
-    Proof("19918-scattered-mlp-fusion", Case(DENSE_WHOLE, (5,), forward="decode", fusion=True)),
-    Proof(
-        "19918-scattered-mlp-fusion",
-        Case(Layout(tp=4, moe_dense_tp=1), (8,), "deepseek-v3", "DDS", fusion=True),
-    ),
-    Proof(
-        "19918-scattered-mlp-fusion",
-        Case(
-            Layout(tp=4, dp=2, moe_dense_tp=1), (6, 3), layers="DDS", forward="decode", fusion=True
-        ),
-        releases="<0.5.4.post1",
-    ),
-    Proof("qwen3-moe-ep-double-reduce", qwen3_moe(DP_2_EP_2, (4, 1), forward="decode")),
-    Proof("qwen3-moe-ep-double-reduce", qwen3_moe(DP_4_EP_4, (4, 0, 5, 3), forward="decode")),
-    Proof(
-        "qwen3-moe-ep-double-reduce",
-        qwen3_moe(Layout(tp=4, dp=4, ep=2), (4, 1, 0, 3), forward="decode"),
-    ),
-    Proof(
-        "11665-glm4-moe-double-reduce",
-        glm4_moe(DP_2, (4, 1), forward="decode"),
-        releases=f"!={NO_GLM4_MOE}",
-    ),
-    Proof(
-        "11665-glm4-moe-double-reduce",
-        glm4_moe(DP_4_EP_4, (4, 0, 5, 3), forward="decode"),
-        releases=f"!={NO_GLM4_MOE}",
-    ),
-    # The model refuses these layouts without the patch; its layers show why.
-    Proof("22003-moe-cp-decoupled", qwen3_moe(TP_4_CP_2, (5, 3))),
-    Proof("22003-moe-cp-decoupled", qwen3_moe(Layout(tp=4, ep=2, attn_cp=2), (4, 4))),
-)
-
-# Right without the patch and with it, by other collectives.
-OPTIONAL = (
-    Proof("22642-dp-reduce-scatterv", Case(DP_2_EP_2, (4, 1), padding="SUM_LEN")),
-    Proof("22642-dp-reduce-scatterv", Case(DP_4_EP_4, (3, 0, 5, 2), padding="SUM_LEN")),
-    Proof("22642-dp-reduce-scatterv", qwen3_moe(DP_4_EP_4, (3, 1, 5, 2), padding="SUM_LEN")),
-    Proof(
-        "22642-dp-reduce-scatterv",
-        glm4_moe(DP_2_EP_2, (4, 1), padding="SUM_LEN"),
-        # Before, its layers add up themselves.
-        releases=">=0.5.5",
-    ),
-    Proof(
-        "21249-cp-allreduce-fusion",
-        qwen3_moe(Layout(tp=4, attn_cp=2, moe_dp=2), (5, 3), fusion=True),
-    ),
-)
 
 # What upstream got wrong and no entry mends.
 UNMENDED = {
@@ -213,7 +138,7 @@ class Run:
     by_default: bool
 
 
-def proofs(proofs: tuple[Proof, ...]) -> list[Run]:
+def proofs(*, repairs: bool) -> list[Run]:
     """Each affected release without and with the patch.
 
     By default the entry's representatives; of what is not on by default, if they serve.
@@ -221,13 +146,14 @@ def proofs(proofs: tuple[Proof, ...]) -> list[Run]:
     return [
         Run(
             release,
-            ((None, proof.case), (selection(proof.entry), proof.case)),
-            f"{proof.entry}-{proof.case}",
-            release in representatives(proof.entry)
-            and (is_on_by_default(proof.entry) or release in RELEASES),
+            ((None, proof.case), (selection(entry), proof.case)),
+            f"{entry}-{proof.case}",
+            release in representatives(entry) and (is_on_by_default(entry) or release in RELEASES),
         )
-        for proof in proofs
-        for release in affected(proof.entry, proof.releases)
+        for entry, of_entry in declared("layers.py", "PROOFS")
+        for proof in of_entry
+        if proof.is_repair == repairs
+        for release in affected(entry, proof.releases)
     ]
 
 
@@ -258,7 +184,7 @@ def observe(request: pytest.FixtureRequest) -> LayerObserver:
     )
 
 
-@each(proofs(NECESSARY))
+@each(proofs(repairs=True))
 def test_the_output_is_wrong_without_the_patch_and_right_with_it(
     observe: LayerObserver, run: Run
 ) -> None:
@@ -268,7 +194,7 @@ def test_the_output_is_wrong_without_the_patch_and_right_with_it(
     assert patched.relative_error < ROUNDING, patched
 
 
-@each(proofs(OPTIONAL))
+@each(proofs(repairs=False))
 def test_other_collectives_yield_the_same_output(observe: LayerObserver, run: Run) -> None:
     without, patched = (observe(run.release, *wanted) for wanted in run.wanted)
 

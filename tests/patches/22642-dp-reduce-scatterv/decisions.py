@@ -1,0 +1,7 @@
+"""What `tests/servers/test_decisions.py` compares for this entry."""
+
+from __future__ import annotations
+
+
+# By suite: the first release that decides so, later repairs of the same pull request included.
+UPSTREAM = {"reduce_scatter": "0.5.17"}
