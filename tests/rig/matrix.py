@@ -5,14 +5,33 @@ The reference of every cell is the same release and model on one rank, without p
 
 from __future__ import annotations
 
-import enum
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rig.entries import declared
+from rig.expected import (
+    LAYOUTS,
+    MODELS,
+    PATCHES,
+    PREFILL_CP,
+    RELEASES,
+    RIGHT,
+    TP4_CP2,
+    TP4_CP3,
+    TP4_CP4_MOE_DP2,
+    TP4_DP2_EP2,
+    TP4_DP4_CP2,
+    Exceptions,
+    Expected,
+    Layout,
+    Outcome,
+    Result,
+    rejected,
+)
 from rig.failure import has_served, reason
 from rig.ledger import read_ledger
-from rig.observation import ATTENTION_DP_2_EP_2, Failure, Setup
+from rig.observation import Failure, Setup
 from rig.workload import compare
 
 
@@ -25,158 +44,24 @@ if TYPE_CHECKING:
 
 _APPLYING = re.compile(r": applying ([^;]+)")
 
-RELEASES = ("0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1")
-QWEN3, DEEPSEEK = MODELS = ("qwen3-moe", "deepseek-v3")
-UNPATCHED, ALL = PATCHES = (None, "all")
-
-
-class Outcome(enum.Enum):
-    """What a server does."""
-
-    RIGHT = "right"
-    """Answers as one rank does: the same greedy tokens, log-probabilities within noise."""
-
-    WRONG = "wrong"
-    """Answers otherwise."""
-
-    REJECTED = "rejected"
-    """Does not start."""
-
-    DIES = "dies"
-    """Starts, and ends with its first work, which is the health check."""
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a cell is to show; the message is what a server that fails says, or a part of it."""
-
-    outcome: Outcome
-    message: str = ""
-    is_early: bool = False
-    """Before there are processes that load the model."""
-
-    def is_met_by(self, result: Result) -> bool:
-        return (
-            self.outcome is result.outcome
-            and self.message in (result.message or "")
-            and not result.complaints
-        )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the ranks of a server share the work."""
-
-    name: str
-    flags: tuple[str, ...]
-    models: tuple[str, ...] = MODELS
-    releases: tuple[str, ...] = RELEASES
-
-    @property
-    def ranks(self) -> int:
-        return int(self.flags[self.flags.index("--tp") + 1])
-
-
-def _sizes(attention_cp: int, moe_dp: int) -> tuple[str, ...]:
-    return "--attn-cp-size", str(attention_cp), "--moe-dp-size", str(moe_dp)
-
-
-TP2_DP2_EP2 = Layout("tp2 dp2 ep2", ATTENTION_DP_2_EP_2)
-TP4_DP4_EP4 = Layout(
-    "tp4 dp4 ep4", ("--tp", "4", "--dp", "4", "--enable-dp-attention", "--ep", "4")
-)
-TP4_DP2 = Layout("tp4 dp2", ("--tp", "4", "--dp", "2", "--enable-dp-attention"))
-TP4_DP2_EP2 = Layout("tp4 dp2 ep2", (*TP4_DP2.flags, "--ep", "2"))
-TP4_DP2_EP4 = Layout("tp4 dp2 ep4", (*TP4_DP2.flags, "--ep", "4"))
-
-# Generic attention context parallelism begins with 0.5.10; 0.5.9 stands for all before.
-_CP = "--enable-prefill-context-parallel"
-TP4_CP2 = Layout("tp4 attn_cp2 moe_dp1", ("--tp", "4", *_sizes(2, 1), _CP))
-TP4_CP4_MOE_DP2 = Layout(
-    "tp4 attn_cp4 moe_dp2", ("--tp", "4", *_sizes(4, 2), _CP), (QWEN3,), RELEASES[1:]
-)
-TP4_DP2_CP2 = Layout(
-    "tp4 dp2 attn_cp2 moe_dp1", (*TP4_DP2.flags, *_sizes(2, 1), _CP), (QWEN3,), ("0.5.10.post1",)
-)
-
-# Sizes that do not fit are noticed before there is a model.
-TP4_CP3 = Layout("tp4 attn_cp3 moe_dp1", ("--tp", "4", *_sizes(3, 1)), (QWEN3,))
-TP4_DP4_CP2 = Layout(
-    "tp4 dp4 attn_cp2 moe_dp1",
-    ("--tp", "4", "--dp", "4", "--enable-dp-attention", *_sizes(2, 1)),
-    (QWEN3,),
-)
-
-LAYOUTS = (
-    TP2_DP2_EP2,
-    TP4_DP4_EP4,
-    TP4_DP2,
-    TP4_DP2_EP2,
-    TP4_DP2_EP4,
-    TP4_CP2,
-    TP4_CP3,
-    TP4_DP4_CP2,
-    TP4_CP4_MOE_DP2,
-    TP4_DP2_CP2,
-)
-
-_RIGHT = Expected(Outcome.RIGHT)
-_WRONG = Expected(Outcome.WRONG)
-
-
-def _rejected(message: str, *, by_model: bool = False) -> Expected:
-    return Expected(Outcome.REJECTED, message, is_early=not by_model)
-
-
-_NO_SUCH_FLAG = _rejected(f"unrecognized arguments: {_CP}")
-_NOT_DIVISIBLE = _rejected("tp_size must be divisible by attn_cp_size")
-_NOT_DIVISIBLE_BY_BOTH = _rejected("tp_size must be divisible by dp_size * attn_cp_size")
-_MODEL_WANTS_EQUAL_SIZES = _rejected(
-    "Attention context parallel size must be equal to MoE context parallel size", by_model=True
-)
-_NOT_UNDER_DP_ATTENTION = _rejected(
-    "--attn-cp-size above --moe-dp-size does not go with --enable-dp-attention", by_model=True
-)
-_MOE_DP_NEITHER_EQUAL_NOR_ONE = _rejected(
+_NO_SUCH_FLAG = rejected(f"unrecognized arguments: {PREFILL_CP}")
+_NOT_DIVISIBLE = rejected("tp_size must be divisible by attn_cp_size")
+_NOT_DIVISIBLE_BY_BOTH = rejected("tp_size must be divisible by dp_size * attn_cp_size")
+_MOE_DP_NEITHER_EQUAL_NOR_ONE = rejected(
     "attn_cp_size != moe_dp_size is only supported when moe_dp_size == 1"
 )
 # From 0.5.17 on not any more: https://github.com/sgl-project/sglang/pull/32663
 _REDUCE_SCATTERV = Expected(Outcome.DIES, "assert len(sizes) == world_size")
 
-_EXPERT_PARALLEL = (TP2_DP2_EP2, TP4_DP4_EP4, TP4_DP2_EP2, TP4_DP2_EP4)
-
-
-@dataclass(frozen=True)
-class Exceptions:
-    """Servers that are not to answer as one rank does."""
-
-    expected: Expected
-    layouts: tuple[Layout, ...]
-    releases: tuple[str, ...] = RELEASES
-    models: tuple[str, ...] = MODELS
-    patches: tuple[str | None, ...] = PATCHES
-
-
-# The first that a server is among tells what it is to do.
-EXCEPTIONS = (
+# The first that a server is among tells what it is to do: what an entry of the register says goes
+# before what is so whatever the register holds.
+EXCEPTIONS: tuple[Exceptions, ...] = (
+    *(exceptions for _, of_entry in declared("matrix.py", "EXCEPTIONS") for exceptions in of_entry),
     Exceptions(_NOT_DIVISIBLE, (TP4_CP3,)),
     Exceptions(_NOT_DIVISIBLE_BY_BOTH, (TP4_DP4_CP2,)),
     Exceptions(_NO_SUCH_FLAG, (TP4_CP2,), ("0.5.9",)),
-    # 22003 lifts this, and has the sizes compared at start, as from 0.5.11 on.
-    Exceptions(
-        _MODEL_WANTS_EQUAL_SIZES,
-        (TP4_CP2, TP4_CP4_MOE_DP2, TP4_DP2_CP2),
-        ("0.5.10.post1",),
-        (QWEN3,),
-        (UNPATCHED,),
-    ),
     Exceptions(_MOE_DP_NEITHER_EQUAL_NOR_ONE, (TP4_CP4_MOE_DP2,)),
-    Exceptions(_NOT_UNDER_DP_ATTENTION, (TP4_DP2_CP2,), ("0.5.10.post1",), (QWEN3,), (ALL,)),
     Exceptions(_REDUCE_SCATTERV, (TP4_DP2_EP2,), ("0.5.11", "0.5.12.post1")),
-    # qwen3-moe-ep-double-reduce
-    Exceptions(_WRONG, _EXPERT_PARALLEL, ("0.5.10.post1",), (QWEN3,), (UNPATCHED,)),
-    # 24785-sum-len-contract
-    Exceptions(_WRONG, (TP2_DP2_EP2, TP4_DP4_EP4), ("0.5.11",), (DEEPSEEK,), (UNPATCHED,)),
 )
 
 
@@ -190,7 +75,7 @@ def expected(release: str, model: str, layout: Layout, patches: str | None) -> E
             and patches in these.patches
         ):
             return these.expected
-    return _RIGHT
+    return RIGHT
 
 
 @dataclass(frozen=True)
@@ -237,26 +122,6 @@ class Cell:
         return 1 if self.expected.is_early else 3 + self.layout.ranks
 
 
-@dataclass(frozen=True)
-class Result:
-    """What the server of a cell did; without answers there is nothing to compare."""
-
-    outcome: Outcome
-    seconds: float
-    applied: tuple[str, ...]
-    """The patches that its processes say they run with."""
-
-    complaints: tuple[str, ...] = ()
-    """What sglang-commfix reports that is no plain information."""
-
-    message: str | None = None
-    prompts: int | None = None
-    same_tokens: int | None = None
-    mean: float | None = None
-    max: float | None = None
-    generated_max: float | None = None
-
-
 def _cells() -> Iterator[Cell]:
     """Every layout with all patches; unpatched where that is to go otherwise, or is to fail too."""
     for release in RELEASES:
@@ -266,7 +131,7 @@ def _cells() -> Iterator[Cell]:
                     continue
                 for patches in PATCHES:
                     outcome = expected(release, model, layout, patches)
-                    if patches is not None or outcome != _RIGHT:
+                    if patches is not None or outcome != RIGHT:
                         yield Cell(release, model, layout, patches, outcome)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rig.environment import REPOSITORY, TORCH
-from rig.matrix import CELLS, Cell, Outcome, Result
+from rig.expected import Outcome, Result
+from rig.matrix import CELLS, Cell
 from rig.workload import NOISE
 
 

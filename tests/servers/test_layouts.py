@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from rig import matrix
+from rig.expected import ALL, DEEPSEEK, QWEN3, TP4_CP2, TP4_CP3, TP4_DP4_EP4, UNPATCHED, Outcome
 from rig.failure import has_served, reason
-from rig.matrix import CELLS, DEEPSEEK, QWEN3, Cell, Outcome
+from rig.matrix import CELLS, Cell
 from rig.observation import Failure
 
 
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 # What of the matrix every run covers; the whole takes the better part of an hour.
 IN_EVERY_RUN = {
-    ("0.5.10.post1", QWEN3, matrix.TP4_CP2, matrix.ALL),
-    ("0.5.10.post1", QWEN3, matrix.TP4_CP3, matrix.ALL),
-    ("0.5.11", DEEPSEEK, matrix.TP4_DP4_EP4, matrix.ALL),
+    ("0.5.10.post1", QWEN3, TP4_CP2, ALL),
+    ("0.5.10.post1", QWEN3, TP4_CP3, ALL),
+    ("0.5.11", DEEPSEEK, TP4_DP4_EP4, ALL),
 }
 
 
@@ -85,7 +86,7 @@ def refused_alike() -> Iterator[Any]:
     for patched in CELLS:
         for unpatched in CELLS:
             if (
-                (patched.patches, unpatched.patches) == (matrix.ALL, matrix.UNPATCHED)
+                (patched.patches, unpatched.patches) == (ALL, UNPATCHED)
                 and patched.expected == unpatched.expected
                 and patched.place == unpatched.place
             ):

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rig.matrix import CELLS, MODELS, RELEASES, Cell, Expected, Outcome, Result
+from rig.expected import MODELS, RELEASES, Expected, Outcome, Result
+from rig.matrix import CELLS, Cell
 from rig.progress import Progress
 from rig.results import not_shown, read, to_json
 from rig.server import Completion
