@@ -166,6 +166,7 @@ def bound_in(tree: Tree, module: str) -> Iterator[str]:
 
 
 @pytest.mark.releases
+@pytest.mark.one_python
 @pytest.mark.parametrize("release", AFFECTED)
 def test_what_the_added_code_imports_is_there(release: str) -> None:
     tree = Tree(Sglang(release_folder(release) / "sglang"))
@@ -190,6 +191,7 @@ def on_record(release: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.releases
+@pytest.mark.one_python
 @pytest.mark.parametrize("release", AFFECTED)
 class TestModels:
     def test_what_is_on_record_follows_from_the_source(self, release: str) -> None:
