@@ -1,0 +1,159 @@
+"""Make the two folders of a new entry of the register, from nothing.
+
+    python tools/new_patch.py 12345-what-is-wrong
+
+``patches/<id>/`` gets a ``patch.toml`` with every key, to be filled in: until then the register
+says which is missing. ``tests/patches/<id>/`` gets a test that fails until it is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Lower case, so that it is the same folder everywhere; more than a number, so as not to be a PR.
+_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
+
+_PATCH = """\
+# CONTRIBUTING.md, "Write a patch", says more of each key. "#" without a blank behind it marks one
+# that is to be filled in. A text may have several lines, between three quotation marks.
+
+# The name of this folder.
+id = "{id}"
+# The upstream pull request. Left out if there is none.
+{pr}
+# correctness or stability: on with SGLANG_COMMFIX=1. performance or feature: on when named.
+#kind = "correctness"
+# The releases with the fault, half-open.
+#affected = ">=0.5.11,<0.5.12"
+# The first release with the fix.
+#fixed_in = "0.5.12"
+# Optional: the upstream pull requests whose published version has the fault.
+#fixes = []
+# The upstream pull request, and reports of the fault.
+#links = ["https://github.com/sgl-project/sglang/pull/{number}"]
+# Optional: edits are made in this order, then by id.
+#order = 0
+# Optional: the ids that this patch is wrong without.
+#requires = []
+# Optional: the ids that it cannot be combined with.
+#conflicts = []
+# One line: the fault, not the repair.
+#title = "..."
+# What an operator sees: the words of the error, measured figures.
+#symptom = "..."
+# Who does what, and why that is wrong.
+#cause = "..."
+# Models, flags, hardware.
+#hits = "..."
+# What is different afterwards, and what differs from upstream's version.
+#change = "..."
+# When this entry can go.
+#drop = "When sglang is ... or newer."
+
+# Optional, any number: code that is not edited, but without which the fault is not there.
+#[[witness]]
+# The module.
+#module = "sglang.srt.layers.communicator"
+# The class or function in it, by its qualified name.
+#scope = "LayerCommunicator.postprocess_layer"
+
+# One or more: what is changed.
+#[[edit]]
+# The module.
+#module = "sglang.srt.layers.communicator"
+# The class or function in it, by its qualified name.
+#scope = "LayerCommunicator.should_use_reduce_scatter"
+# The anchor: whole neighbouring statements, once in the scope.
+#find = "return False"
+# The new statements. In place of `replace` also `before` or `after`, which leave the anchor there.
+#replace = "return True"
+# Optional: the affected releases that take this variant.
+#releases = ">=0.5.11,<0.5.12"
+
+# Where functions are added: a file of this folder goes behind the module's last line.
+#[[edit]]
+# The module.
+#module = "sglang.srt.layers.communicator"
+# The file.
+#append = "added.py"
+
+# Optional, any number: decisions that are not upstream's, on purpose.
+#[[difference]]
+# The suite of decisions.
+#decision = "reduce_scatter"
+# The cases, as an expression over their axes.
+#when = "tp == 4 and padding == 'SUM_LEN'"
+# Why they are not decided as upstream does.
+#why = "..."
+# Optional: the affected releases in which they are not.
+#releases = ">=0.5.11,<0.5.12"
+"""
+
+_TEST = '''\
+"""``{id}``: the fault, and that it is gone.
+
+Beside this file, where they apply: decisions.py, layers.py, matrix.py (CONTRIBUTING.md, "Tests").
+"""
+
+from __future__ import annotations
+
+import pytest
+
+
+PATCH = "{id}"
+
+
+def test_it_fails_without_the_patch_and_passes_with_it() -> None:
+    pytest.fail(f"{{PATCH}} is not proved yet: write what is wrong without it, and right with it")
+'''
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+    """Make the folders, or say in one line why not."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("id", help="<PR>-<slug>, or a slug if there is no upstream pull request")
+    entry: str = parser.parse_args(arguments).id
+    files = texts(entry, root)
+    if refusal := why_not(entry, files, root):
+        print(refusal, file=sys.stderr)
+        return 1
+    for file, text in files.items():
+        file.parent.mkdir(parents=True)
+        file.write_text(text, encoding="utf-8")
+        print(f"written: {file.relative_to(root)}")
+    print("Then tools/fingerprints.py, tools/locks.py and tools/patch_table.py: CONTRIBUTING.md")
+    return 0
+
+
+def texts(entry: str, root: Path) -> dict[Path, str]:
+    """Return the files of a new entry."""
+    number = entry.partition("-")[0]
+    pr = f"pr = {number}" if number.isdecimal() else "#pr = 12345"
+    number = number if number.isdecimal() else "12345"
+    return {
+        root / "patches" / entry / "patch.toml": _PATCH.format(id=entry, pr=pr, number=number),
+        root / "tests" / "patches" / entry / "test_source.py": _TEST.format(id=entry),
+    }
+
+
+def why_not(entry: str, files: dict[Path, str], root: Path) -> str | None:
+    """Say what is wrong with the id."""
+    if not _ID.fullmatch(entry):
+        return (
+            f"{entry!r} is no id: it is made of lower-case words and numbers with hyphens between"
+            " them, the number of the upstream pull request first, as in 12345-what-is-wrong"
+        )
+    for folder in (file.parent for file in files):
+        if folder.exists():
+            return f"{folder.relative_to(root)} exists already"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
