@@ -1,0 +1,129 @@
+"""Which room of the house imports which, and what a server really executes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from published import released
+
+import sglang_commfix
+from sglang_commfix.engine import shipped
+from sglang_commfix.engine.register import load, patches_folder
+
+
+PACKAGE = Path(sglang_commfix.__file__).parent
+# Python's own modules that a server may not need for this package: they parse and decide.
+FORBIDDEN = {"ast", "tokenize", "tomllib", "tomli", "packaging", "dis", "symtable"}
+
+
+def imports(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield each imported module, and the function that the import stands in (empty: none)."""
+
+    def walk(node: ast.AST, function: str) -> Iterator[tuple[str, str]]:
+        for child in ast.iter_child_nodes(node):
+            inside = child.name if isinstance(child, ast.FunctionDef) else function
+            if isinstance(child, ast.Import):
+                yield from ((alias.name, inside) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                yield from ((f"{child.module}.{alias.name}", inside) for alias in child.names)
+            elif not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+                yield from walk(child, inside)
+
+    return walk(ast.parse(file.read_text()), "")
+
+
+def files(*folders: str) -> list[Path]:
+    return sorted(file for folder in folders for file in PACKAGE.glob(f"{folder}*.py"))
+
+
+def room(name: str) -> str:
+    """The folder of a module of this package; empty for the modules that every room shares."""
+    top, *parts = name.split(".")
+    inside = top == "sglang_commfix" and parts and (PACKAGE / parts[0]).is_dir()
+    return parts[0] if inside else ""
+
+
+@pytest.mark.parametrize("file", files("run/", ""), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_what_runs_in_a_server_parses_nothing_and_imports_wrapt_alone(file: Path) -> None:
+    for name, _ in imports(file):
+        top = name.split(".")[0]
+        assert top not in FORBIDDEN
+        assert top in sys.stdlib_module_names | {"sglang_commfix", "wrapt"}
+
+
+def test_run_imports_the_engine_in_one_guarded_place() -> None:
+    there = [
+        (file.name, name, function)
+        for file in files("run/")
+        for name, function in imports(file)
+        if room(name) not in {"", "run"}
+    ]
+    assert there == [("plan.py", "sglang_commfix.engine.shipped", "engine")]
+
+
+def test_the_engine_knows_neither_what_runs_nor_the_command() -> None:
+    for file in files("engine/"):
+        assert {room(name) for name, _ in imports(file)} <= {"", "engine"}, file
+
+
+def test_the_modules_that_all_rooms_share_import_none_of_them_but_at_the_gate() -> None:
+    there = [
+        (file.name, name, function)
+        for file in files("")
+        for name, function in imports(file)
+        if room(name) and file.name != "__main__.py"
+    ]
+    assert there == [("__init__.py", "sglang_commfix.run.session", "find_spec")]
+
+
+SERVER = """
+import json, os, sys
+import sglang_commfix, sglang_commfix.run.plan as plan
+from pathlib import Path
+plan.SHIPPED = Path(sys.argv[2])
+sys.path.insert(0, sys.argv[1])
+import importlib.util
+from sglang_commfix.run import session
+assert sglang_commfix.FINDER in sys.meta_path
+importlib.util.find_spec("sglang")                     # the gate: the session starts
+assert session._current.plan.origin == "shipped"
+session._current.watch()                               # the first import of the runtime
+for name, module in session._current.modules.items():
+    spec = session._current.find_spec(name, [str(module.path.parent)])
+    spec.loader.get_code(name), spec.loader.get_source(name)
+session.verify()                                       # sglang's plug-in entry point
+assert sglang_commfix.activate("all") is session._current.plan
+session.add_shim()                                     # an embedder without a .pth file
+shim = Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]) / "sitecustomize.py"
+own = {name: m.__file__ for name, m in sys.modules.items() if name.startswith("sglang_commfix")}
+print(json.dumps({**own, "shim": str(shim)}))
+"""
+
+
+@pytest.mark.releases
+@pytest.mark.parametrize("release", ["0.5.1", "0.5.10.post1", "0.5.11", "0.5.12.post1", "0.5.23"])
+def test_a_server_of_a_published_release_executes_at_most_700_lines(
+    release: str, tmp_path: Path
+) -> None:
+    for name, data in shipped.put_together(load(), patches_folder()).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    program = tmp_path / "server.py"
+    program.write_text(SERVER)
+    result = subprocess.run(
+        [sys.executable, str(program), str(released(release)), str(tmp_path / "locks")],
+        env={"SGLANG_COMMFIX": "all", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    loaded = json.loads(result.stdout)
+    assert not [name for name in loaded if room(name) not in {"", "run"}]
+    assert sum(len(Path(file).read_text().splitlines()) for file in loaded.values()) <= 700
