@@ -59,6 +59,7 @@ def releases(session: nox.Session) -> None:
     """Fill the cache with the published releases' files, so that no test has to."""
     _install(session)
     session.run("python", "tools/fingerprints.py", "--check", "--offline")
+    session.run("python", "tools/locks.py", "--check")
 
 
 @nox.session(python=_available())
@@ -68,6 +69,7 @@ def engine(session: nox.Session) -> None:
     tests = ["-n", "auto", "--dist", "worksteal"]
     without_servers = "not servers and not servers_full and not packaging"
     if session.python != HERE:
+        session.run("python", "tools/locks.py", "--check")  # no lock depends on its Python
         # What releases hold, and which patches go together, does not depend on our Python.
         once = ("-k", "not any_selection and not exported")
         marked = f"{without_servers} and not one_python"
@@ -103,6 +105,7 @@ def servers(session: nox.Session) -> None:
 
 @nox.session(python=HERE)
 def bench(session: nox.Session) -> None:
-    """Measure what a Python start and an import cost."""
-    _install(session)
-    session.run("python", "benchmarks/startup.py", *session.posargs, env={"PYTHONPATH": "tools"})
+    """Measure what a Python start costs, and a process that imports sglang."""
+    _install(session, "matplotlib")
+    session.run("python", "benchmarks/startup.py", *session.posargs)
+    session.run("python", "benchmarks/plan.py", *session.posargs)

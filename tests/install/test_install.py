@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -78,18 +79,41 @@ def test_the_wheel_holds_the_start_up_files_at_its_root_and_the_register(built: 
         assert archive.read("sglang_commfix.start") == b"sglang_commfix:init\n"
     for name in (
         "py.typed",
-        "shim/sitecustomize.py",
         "patches/releases.json",
         "patches/24785-sum-len-contract/patch.toml",
         "patches/24785-sum-len-contract/fingerprints.json",
         "patches/19918-dummy-run-alignment/alignment.py",
+        "patches/24785-sum-len-contract/locks.json.gz",
+        "locks/index.json",
+        "run/shim/sitecustomize.py",
     ):
         assert f"sglang_commfix/{name}" in names
+    assert not [name for name in names if name.endswith(("/locks.json", "/keys.json"))]
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {
         "sglang_commfix",
         "sglang_commfix.pth",
         "sglang_commfix.start",
     }
+
+
+def test_the_wheel_has_the_locks_of_every_release_and_they_are_small(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    keys = json.loads((ROOT / "patches" / "keys.json").read_text())
+    with zipfile.ZipFile(wheel) as archive:
+        locks = {
+            info.filename: info.file_size for info in archive.infolist() if "lock" in info.filename
+        }
+    assert {f"sglang_commfix/locks/{key}.json.gz" for key in keys.values()} <= locks.keys()
+    assert sum(size for name, size in locks.items() if name.endswith(("json", "gz"))) <= 300_000
+    assert max(size for name, size in locks.items() if "/locks/" in name) <= 30_000
+
+
+def test_the_wheel_is_the_same_byte_for_byte_when_it_is_built_again(
+    built: Path, checkout: Path, tmp_path: Path
+) -> None:
+    (wheel,) = built.glob("*.whl")
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, checkout)
+    assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
 
 
 def test_the_wheel_needs_wrapt_and_packaging_and_nothing_else(built: Path) -> None:

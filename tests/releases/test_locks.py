@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from typing import Any
 import pytest
 from published import RELEASES, findings, lock_of, released, tree
 
-from sglang_commfix.engine import shipped
+from sglang_commfix.engine import guard, shipped
+from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import load, patches_folder
 from sglang_commfix.engine.rewrite import locate, rewrite
-from sglang_commfix.files import Sglang
+from sglang_commfix.engine.tree import Tree
+from sglang_commfix.files import KEY, Sglang
 from sglang_commfix.run import plan
 from sglang_commfix.run.host import Settings
 
 
 pytestmark = pytest.mark.releases
 
+COMMUNICATOR = "sglang.srt.layers.communicator"
 ENTRIES = load().patches
 IDS = [patch.id for patch in ENTRIES]
 
@@ -71,6 +75,7 @@ def selections() -> list[str]:
     return [*IDS, *pairs, "1", "all", *drawn]
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("release", RELEASES)
 def test_text_by_lock_and_text_by_engine_are_the_same_whatever_is_selected(release: str) -> None:
     sglang = Sglang(released(release) / "sglang")
@@ -114,8 +119,6 @@ def test_a_process_reads_one_file_of_locks(built: Path, monkeypatch: pytest.Monk
 
 
 def test_the_version_string_plays_no_part(tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "site"
     shutil.copytree(released("0.5.7"), copy)
     for name in ("version.py", "_version.py"):
@@ -126,3 +129,62 @@ def test_the_version_string_plays_no_part(tmp_path: Path) -> None:
     assert {name: m.after for name, m in here.modules.items()} == {
         name: m.after for name, m in there.modules.items()
     }
+
+
+class TestTreesThatNoReleaseHas:
+    """A decision stands on its own entry's files; only the rest is the engine's."""
+
+    def tree(self, release: str, folder: Path, *changed: str) -> Sglang:
+        shutil.copytree(released(release), folder)
+        sglang = Sglang(folder / "sglang")
+        for module in changed:
+            with sglang.file_of(module).open("a") as file:
+                file.write("# a vendor's remark\n")
+        return sglang
+
+    @pytest.mark.parametrize("changed", [KEY, COMMUNICATOR, "sglang.srt.models.qwen3_moe"])
+    def test_the_guard_is_asked_about_entries_whose_files_differ_and_no_others(
+        self, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str] = []
+
+        def decide(self: guard._Guard, patch: Any, allowed: bool) -> Any:
+            asked.append(patch.id)
+            return original(self, patch, allowed)
+
+        original = guard._Guard.decide
+        monkeypatch.setattr(guard._Guard, "decide", decide)
+        shipped.lock_now(self.tree("0.5.11", tmp_path / "site", changed))
+        assert asked == [patch.id for patch in ENTRIES if changed in patch.modules]
+        assert 0 < len(asked) < len(IDS)
+
+    @pytest.mark.one_python
+    @pytest.mark.parametrize("release", ["0.5.6", "0.5.10.post1", "0.5.20"])
+    def test_the_answers_are_those_of_the_engine_alone(self, release: str, tmp_path: Path) -> None:
+        modules = sorted({module for patch in ENTRIES for module in patch.modules})
+        for number, module in enumerate(modules):
+            if not tree(release).sglang.file_of(module).is_file():
+                continue
+            sglang = self.tree(release, tmp_path / str(number), module)
+            assert shipped.lock_now(sglang) == make_lock(load(), Tree(sglang))
+
+    def test_a_server_asks_the_engine_for_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(plan, "engine", lambda: shipped)
+        sglang = self.tree("0.5.11", tmp_path / "site", KEY)
+        made = plan.make_plan(sglang, Settings("all"))
+        assert made.origin == "engine"
+        release = plan.make_plan(Sglang(released("0.5.11") / "sglang"), Settings("all"))
+        assert [p["decision"] for p in made.patches] == [p["decision"] for p in release.patches]
+
+    @pytest.mark.parametrize("gone", [COMMUNICATOR, KEY])
+    def test_a_file_that_is_missing_from_a_release_is_not_taken_for_one_that_has_none(
+        self, gone: str, tmp_path: Path
+    ) -> None:
+        sglang = self.tree("0.5.11", tmp_path / "site")
+        sglang.file_of(gone).unlink()
+        decisions = {d["id"]: d["decision"] for d in shipped.lock_now(sglang)["decisions"]}
+        needed = {p.id for p in ENTRIES if "0.5.11" in p.affected_releases and gone in p.modules}
+        assert needed
+        assert {decisions[name] for name in needed} == {"refused"}
