@@ -176,9 +176,9 @@ def activate(
 ) -> Plan:
     """Decide now, and patch sglang when it is imported, here and in every process started here.
 
-    Call it before sglang is imported; twice does no harm. The arguments stand in for the variables
-    ``SGLANG_COMMFIX`` (``1`` by default), ``_STRICT`` and ``_LOCK``. Nothing that goes wrong later
-    ends this process. The processes that it starts are servers: strict ends those.
+    Call it before sglang is imported; twice does no harm. It returns what is decided. The arguments
+    stand in for ``SGLANG_COMMFIX`` (``1`` by default), ``_STRICT`` and ``_LOCK``. Nothing that goes
+    wrong later ends this process; those that it starts are servers, and end as strict says.
 
     Raises:
         RefusedError: strict, and a selected patch is refused.
@@ -193,8 +193,8 @@ def activate(
         if _current is not None and _current.plan:
             if _current.plan.settings == settings:
                 return _current.plan
-            force = f"{SELECT}={_current.plan.settings.select} asks"
-            raise AlreadyImportedError(f"sglang is imported, and patched as {force}: start anew")
+            asks = f"{SELECT}={_current.plan.settings.select} asks: other settings, other process"
+            raise AlreadyImportedError(f"sglang is imported, and patched as {asks}")
         plan = make_plan(find_sglang(), settings)
         concerned = {module for patch in plan.patches for module in patch["modules"]}
         if late := sorted(concerned & sys.modules.keys()):
