@@ -7,25 +7,32 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from sglang_commfix.errors import LockError
 from sglang_commfix.lock import SCHEMA, Lock
-from sglang_commfix.run import plan
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from sglang_commfix.files import Sglang
 
 
-def read(file: Path, sglang: Sglang) -> Lock:
+def read(file: Path, sglang: Sglang, shipped: Path, engine: Callable[[], Any]) -> Lock:
     """Read the lock that its owner has made of ``sglang``.
 
     Entries that this package knows and the lock does not are added as ``not-in-lock``.
+
+    Args:
+        file: the lock.
+        sglang: the tree that it is to be of.
+        shipped: the folder whose ``index.json`` holds the register in short.
+        engine: what else to ask for that, in a checkout.
 
     Raises:
         LockError: the file cannot be used for ``sglang``.
 
     """
-    index = _index()
+    listed = shipped / "index.json"
+    index = json.loads(listed.read_bytes()) if listed.is_file() else engine().index()
     lock = read_json(file)
     for decision in lock["decisions"]:
         foreign = {*decision["modules"], *(one["module"] for one in decision["splices"])}
@@ -62,12 +69,6 @@ def read_json(file: Path) -> Lock:
     _check(lock, Lock, str(file))
     result: Lock = lock
     return result
-
-
-def _index() -> Any:
-    """Return what the register holds in short: its modules, and its entries as undecided."""
-    file = plan.SHIPPED / "index.json"
-    return json.loads(file.read_bytes()) if file.is_file() else plan.engine().index()
 
 
 def _check(value: Any, wanted: Any, where: str) -> None:

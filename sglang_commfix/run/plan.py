@@ -64,7 +64,7 @@ def make_plan(sglang: Sglang | None, settings: Settings) -> Plan:
     if settings.lock or own.exists():
         from sglang_commfix.run import own_lock
 
-        return select(sglang, settings, own_lock.read(own, sglang), str(own))
+        return select(sglang, settings, own_lock.read(own, sglang, SHIPPED, engine), str(own))
     if lock := _shipped(sglang):
         return select(sglang, settings, lock, "shipped")
     return select(sglang, settings, engine().lock_now(sglang), "engine")
