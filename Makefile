@@ -15,7 +15,7 @@ test: $(NOX) ## Lint, types, the engine on every Python found here, packaging, r
 test-servers: $(NOX) ## Every server test, beyond what `make test` runs
 	$(NOX) -s servers -- -m "servers or servers_full"
 
-bench: $(NOX) ## Measure what a Python start and an import cost
+bench: $(NOX) ## Measure what a Python start costs, and a process that imports sglang
 	$(NOX) -s bench
 
 $(NOX):
