@@ -141,8 +141,8 @@ class Counter:
             return "Instructions in user space by `perf stat`."
         if self.tool == "valgrind":
             return (
-                "Instructions by `valgrind --tool=cachegrind`,\nwhose processor has none for SHA-256: "
-                "digests count for more there than they take."
+                "Instructions by `valgrind --tool=cachegrind`,\nwhose processor has none for "
+                "SHA-256: digests count for more there than they take."
             )
         return "Instructions were not counted: neither perf nor valgrind works on this machine."
 
