@@ -26,7 +26,7 @@ from sglang_commfix.engine.register import load
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.errors import CommfixError, SettingsError, SglangNotFoundError
 from sglang_commfix.run.host import LOCK, read_settings
-from sglang_commfix.run.plan import OWN_NAME, Plan, parse_selection, select
+from sglang_commfix.run.plan import OWN_NAME, SHIPPED, Plan, parse_selection, select
 
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ def _status(arguments: argparse.Namespace) -> int:
     report = status(arguments.sglang_path, _selection(arguments))
     if arguments.patches:
         named = {patch.id for word in arguments.patches for patch in _named(word)}
-        report = replace(report, patches=tuple(p for p in report.patches if p.id in named))
+        shown = tuple(patch for patch in report.patches if patch.id in named)
+        report = replace(report, patches=shown, uninstall=False)
     if arguments.json:
         print(json.dumps(report.as_dict(), indent=2))
     else:
@@ -176,7 +177,9 @@ def _status_text(report: Report) -> str:
     lines.append(
         {
             "shipped": "Decided by the lock of this release, which is part of sglang-commfix",
-            "engine": "Decided now: no lock knows these files. `sglang-commfix lock` makes one",
+            "engine": "Decided now: no lock knows these files. `sglang-commfix lock` makes one"
+            if SHIPPED.is_dir()
+            else "Decided now, by a checkout of sglang-commfix",
         }.get(report.lock, f"Decided by your lock, {report.lock}")
     )
     for patch in report.patches:

@@ -70,10 +70,9 @@ def differences(file: Path, sglang: Sglang) -> Iterator[str]:
             yield f"{decision['id']} is not in it; now {decision['decision']}: {decision['reason']}"
         elif was != decision:
             changed = ", ".join(key for key, value in decision.items() if was.get(key) != value)
-            yield (
-                f"{decision['id']}: {changed} differ; it was {was['decision']}, and is now "
-                f"{decision['decision']}: {decision['reason']}"
-            )
+            yield f"{decision['id']}: {changed} changed"
+            if was["decision"] != decision["decision"]:
+                yield f"{decision['id']} is now {decision['decision']}: {decision['reason']}"
     yield from (f"{name} is in it, and this sglang-commfix does not know it" for name in old)
     if there["conflicts"] != now["conflicts"]:
         yield "conflicts differ"

@@ -61,7 +61,9 @@ def read_json(file: Path) -> Lock:
     try:
         lock = json.loads(file.read_bytes())
     except OSError as error:
-        raise LockError(f"{file} cannot be read: {error.strerror or error}") from error
+        remedy = "Make it with `sglang-commfix lock`, or unset SGLANG_COMMFIX_LOCK"
+        why = error.strerror or error
+        raise LockError(f"{file} cannot be read: {why}. {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise LockError(f"{file} is not JSON: {error}") from error
     if isinstance(lock, dict) and lock.get("schema") != SCHEMA:
