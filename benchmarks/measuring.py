@@ -155,6 +155,11 @@ def ratios(values: Sequence[float], base: Sequence[float]) -> tuple[float, float
     return low, middle, high
 
 
+def share(ratio: float) -> str:
+    """Write a ratio with two digits that say something."""
+    return f"{ratio:.3f}" if ratio < 0.1 else f"{ratio:.2f}"
+
+
 def table(
     seconds: Seconds, counts: Mapping[str, int], bases: Mapping[str, str], unit: float = 1e3
 ) -> str:
@@ -175,10 +180,10 @@ def table(
             name.rpartition(": ")[2],
             f"{middle:.3g}",
             f"{low:.3g} to {high:.3g}",
-            f"{ratio:.2f}",
-            f"{first:.2f} to {third:.2f}",
+            share(ratio),
+            f"{share(first)} to {share(third)}",
             f"{count / 1e6:.1f}" if count is not None else "",
-            f"{count / other:.2f}" if count is not None and other else "",
+            share(count / other) if count is not None and other else "",
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

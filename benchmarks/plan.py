@@ -251,6 +251,7 @@ def report(cases: Cases, seconds: Seconds, counts: Mapping[str, int], how: str, 
     wrapt = next(case for case in cases.plans if "wrapt" in case.name)
     _, edited, pyc = cases.loading[:3]
     total, equal, changed = same.split()
+    missing = "" if base.startswith("before") else "; git did not have it here"
     extra = median(edited) - median(pyc)
     return f"""\
 # What a process that imports sglang pays
@@ -263,9 +264,9 @@ Each count is that of a whole process less that of the same process without what
 
 From before the import of this package's session until it is decided what runs; sglang is not
 imported. *before*: the version before locks ({BEFORE}), which parsed, fingerprinted and decided in
-every process. *engine*: this version with two files that no lock knows. *lock*: this version with
-the files of the release. Of the forty entries, all but the real ones are made up, and apply
-(`benchmarks/made_up.py`). All of it begins with the import of wrapt. Ratios are to {base}.
+every process{missing}. *engine*: this version with two files that no lock knows. *lock*: this
+version with the files of the release. Of the forty entries, all but the real ones are made up, and
+apply (`benchmarks/made_up.py`). Each begins with the import of wrapt. Ratios are to {base}.
 
 ![Time of a plan](plan.svg)
 
@@ -320,7 +321,7 @@ def draw(cases: list[Case], seconds: Seconds) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel(f"time of a plan, ms (sglang {RELEASE}, {cases[0].name.partition(':')[0]})")
+    axes.set_xlabel(f"time of a plan for sglang {RELEASE}, ms\n{cases[0].name.partition(':')[0]}")
     figure.savefig(RESULTS / "plan.svg", metadata={"Date": None})
 
 
