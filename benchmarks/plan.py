@@ -328,7 +328,7 @@ def draw(cases: list[Case], seconds: Seconds) -> None:
 def main() -> int:
     """Measure, and write the files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=30)
     rounds = max(parser.parse_args().rounds, 2)
     counter = Counter()
     with tempfile.TemporaryDirectory() as scratch:
