@@ -1,8 +1,7 @@
 """Upstream communication fixes for an installed sglang, applied while sglang is imported.
 
-Every Python start in an environment with this package runs this file, by ``sglang_commfix.pth``. It
-imports what the interpreter has loaded by then. The rest waits until sglang itself is imported with
-``SGLANG_COMMFIX`` set.
+Every Python start runs this file, by ``sglang_commfix.pth``. It imports what the interpreter has
+loaded by then. The rest waits until sglang itself is imported with ``SGLANG_COMMFIX`` set.
 """
 
 import os

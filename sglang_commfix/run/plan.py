@@ -54,16 +54,14 @@ class Plan(NamedTuple):
 
 
 def make_plan(sglang: Sglang | None, settings: Settings) -> Plan:
-    """Find the lock of ``sglang``, select from it, and put together what each module will run.
-
-    An own lock that cannot be used is an error: nothing takes its place.
-    """
+    """Find the lock of ``sglang``, select from it, and put together what each module will run."""
     if sglang is None:
         raise SglangNotFoundError(f"no sglang is installed for {sys.executable}")
     own = Path(settings.lock) if settings.lock else sglang.path.parent / OWN_NAME
     if settings.lock or own.exists():
         from sglang_commfix.run import own_lock
 
+        # If it cannot be used, that is an error: nothing takes its place.
         return select(sglang, settings, own_lock.read(own, sglang, SHIPPED, engine), str(own))
     if lock := _shipped(sglang):
         return select(sglang, settings, lock, "shipped")

@@ -1,7 +1,6 @@
 """Once in each process: lock → plan → patched modules → one line in the log → verification.
 
-A failure leaves sglang as installed, and says so. Under strict it ends a process that was started
-with the variable, never one that embeds sglang.
+A failure leaves sglang as installed, and says so. Strict ends a server, but never who embeds one.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ _WORDS = {"apply": "applying", "not-needed": "not needed:", "not-in-lock": "not 
 _WORDS |= {"disabled": "switched off:", "refused": "REFUSED:"}
 _guard = threading.RLock()
 _current: Session | None = None
+_embeds = False  # whether this process has called activate(), so that nothing is to end it
 
 
 class Session:
@@ -76,7 +76,7 @@ class Session:
             for patch in refused:
                 log().error(f"{patch['id']} is refused: {patch['reason']}")
             log().info(summary(self.plan))
-            if refused and self._ends:
+            if refused and self._ends and not _embeds:
                 count = f"{STRICT}=1 and {len(refused)} of the selected patches"
                 self.fail(f"{count} cannot be applied: this process ends")
         for module in [sys.modules[name] for name in self._unverified & sys.modules.keys()]:
@@ -101,10 +101,10 @@ class Session:
     def fail(self, message: str) -> None:
         """Say what went wrong; under strict, end the process."""
         log().error(message)
-        self._ended = self._ends
-        if self._ends and threading.current_thread() is not threading.main_thread():
+        self._ended = self._ends and not _embeds
+        if self._ended and threading.current_thread() is not threading.main_thread():
             os._exit(78)  # EX_CONFIG of sysexits.h
-        if self._ends:
+        if self._ended:
             raise SystemExit(78)
 
 
@@ -152,13 +152,10 @@ def _install(session: Session) -> None:
 
 
 def verify() -> None:
-    """Verify what is imported; say loudly if the start-up hook never ran.
-
-    sglang 0.5.11 and later calls it by its entry point ``sglang.srt.plugins``, too late to patch.
-    """
+    """Verify, when sglang's entry point for plug-ins is called, that the start-up hook did run."""
     select, strict = (os.environ.get(name, "").strip().lower() for name in (SELECT, STRICT))
     session = _current or Session(None, ends=strict not in OFF)
-    if _current is None and select not in OFF:
+    if _current is None and select not in OFF and not _embeds:
         session.fail(f"{SELECT}={select} is set, but NOTHING IS PATCHED: {NOT_HOOKED}")
     for name in session.modules.keys() & sys.modules.keys():
         session.verify(sys.modules[name])
@@ -185,27 +182,33 @@ def activate(
         CommfixError: modules to be patched run already, or there is nothing to decide by.
 
     """
+    global _embeds  # noqa: PLW0603 - as with the session
+    from multiprocessing.process import current_process
+
+    # A child that multiprocessing spawns runs its parent's program again, this call with it.
+    spawned = SELECT in os.environ and getattr(current_process(), "_inheriting", False)
+    _embeds = not spawned
     value = select or os.environ.get(SELECT, "")
     wanted = {SELECT: "1" if select is None and value.strip().lower() in OFF else value}
     wanted |= ({STRICT: "1"} if strict else {}) | ({LOCK: str(lock)} if lock else {})
     settings = read_settings({**os.environ, **wanted})
     with _guard:
-        if _current is not None and _current.plan:
-            if _current.plan.settings == settings:
-                return _current.plan
-            asks = f"{SELECT}={_current.plan.settings.select} asks: other settings, other process"
+        there = _current.plan if _current else None
+        if there and there.settings != settings:
+            asks = f"{SELECT}={there.settings.select} asks: other settings, other process"
             raise AlreadyImportedError(f"sglang is imported, and patched as {asks}")
-        plan = make_plan(find_sglang(), settings)
+        plan = there or make_plan(find_sglang(), settings)
         concerned = {module for patch in plan.patches for module in patch["modules"]}
-        if late := sorted(concerned & sys.modules.keys()):
+        if not there and (late := sorted(concerned & sys.modules.keys())):
             remedy = "call sglang_commfix.activate() before sglang is imported"
             raise AlreadyImportedError(f"{', '.join(late)} runs already, unpatched: {remedy}")
-        if settings.strict and (refused := plan.having("refused")):
+        if settings.strict and not spawned and (refused := plan.having("refused")):
             FINDER.closed = True  # the host is told; what it imports from here on is as installed
             raise RefusedError("; ".join(f"{p['id']} is refused: {p['reason']}" for p in refused))
-        os.environ.update(wanted)
-        if FINDER not in sys.meta_path:  # this Python read no .pth file, nor will its children
-            add_shim()
-            init()
-        _install(Session(plan, ends=False))
+        if not there:
+            os.environ.update(wanted)
+            if FINDER not in sys.meta_path:  # this Python read no .pth file, nor will its children
+                add_shim()
+                init()
+            _install(Session(plan, ends=settings.strict))
     return plan
