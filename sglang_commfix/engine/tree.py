@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from sglang_commfix.engine.register import Target
     from sglang_commfix.files import Sglang
 
-# sglang/_version.py (0.5.7 and later) and sglang/version.py (before) assign a literal.
+# The first in 0.5.7 and later, the second before. Each assigns a literal.
+_VERSION_MODULES = ("sglang._version", "sglang.version")
 _VERSION = re.compile(
     r"""^__version__\s*(?::[^=]+)?=\s*(?:version\s*=\s*)?["']([^"']+)["']""", re.M
 )
@@ -36,11 +37,17 @@ class Tree:
 
     def __init__(self, sglang: Sglang) -> None:
         self.sglang = sglang
-        files = [sglang.path / name for name in ("_version.py", "version.py")]
-        texts = [file.read_text("utf-8", "replace") for file in files if file.is_file()]
-        self.says = next((m[1] for m in map(_VERSION.search, texts) if m), "unknown")
+        self.says = next(filter(None, map(self._version_in, _VERSION_MODULES)), "unknown")
         self._sources: dict[str, Source] = {}
         self._trees: dict[str, ast.Module] = {}
+
+    def _version_in(self, module: str) -> str | None:
+        try:
+            raw = self.sglang.raw(module)
+        except OSError:
+            return None
+        match = _VERSION.search((raw or b"").decode("utf-8", "replace"))
+        return match[1] if match else None
 
     @property
     def version(self) -> Version | None:

@@ -12,13 +12,15 @@ from pathlib import Path
 from fake import FAULTY, FILE, Upstream, patch, write_sglang
 
 
-# The real register knows nothing of the stand-in, so a process under test gets another one. This
-# is the only thing that is not as it is for a user.
+# The real register knows nothing of the stand-in, so a process under test gets another one, without
+# the locks that ship with the real one. This is the only thing that is not as it is for a user.
 USE_REGISTER = """
 import sglang_commfix.engine.register as _register
+import sglang_commfix.run.plan as _plan
 from functools import cache as _cache
 from pathlib import Path as _Path
 _register.patches_folder = lambda: _Path({folder!r})
+_plan.SHIPPED = _Path({folder!r}, "no locks")
 """
 
 

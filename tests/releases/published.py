@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -10,11 +13,13 @@ from fingerprints import fetch, wanted_files
 
 from sglang_commfix.engine.guard import Finding, decide
 from sglang_commfix.engine.make_lock import make_lock
-from sglang_commfix.engine.register import load
+from sglang_commfix.engine.register import load, patches_folder
+from sglang_commfix.engine.shipped import put_together
 from sglang_commfix.engine.source import Source
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import Sglang
 from sglang_commfix.lock import Lock
+from sglang_commfix.run import plan
 from sglang_commfix.run.host import Settings
 from sglang_commfix.run.plan import Module, Plan, select
 
@@ -22,6 +27,19 @@ from sglang_commfix.run.plan import Module, Plan, select
 RELEASES: list[str] = json.loads(
     (Path(__file__).parents[2] / "patches" / "releases.json").read_text()
 )
+
+
+@cache
+def built_locks() -> Path:
+    """The folder `locks/` of the wheel that is installed; of a checkout, what a wheel would have."""
+    if plan.SHIPPED.is_dir():
+        return plan.SHIPPED
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    for name, data in put_together(load(), patches_folder()).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder / "locks"
 
 
 def released(release: str) -> Path:

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from published import released
+from published import built_locks, released
 
 import sglang_commfix
-from sglang_commfix.engine import shipped
-from sglang_commfix.engine.register import load, patches_folder
 
 
 PACKAGE = Path(sglang_commfix.__file__).parent
@@ -111,13 +109,10 @@ print(json.dumps({**own, "shim": str(shim)}))
 def test_a_server_of_a_published_release_executes_at_most_700_lines(
     release: str, tmp_path: Path
 ) -> None:
-    for name, data in shipped.put_together(load(), patches_folder()).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(data)
     program = tmp_path / "server.py"
     program.write_text(SERVER)
     result = subprocess.run(
-        [sys.executable, str(program), str(released(release)), str(tmp_path / "locks")],
+        [sys.executable, str(program), str(released(release)), str(built_locks())],
         env={"SGLANG_COMMFIX": "all", "PATH": ""},
         capture_output=True,
         text=True,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from published import RELEASES, findings, lock_of, released, tree
+from published import RELEASES, built_locks, findings, lock_of, released, tree
 
 from sglang_commfix.engine import guard, shipped
 from sglang_commfix.engine.make_lock import make_lock
-from sglang_commfix.engine.register import load, patches_folder
+from sglang_commfix.engine.register import load
 from sglang_commfix.engine.rewrite import locate, rewrite
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import KEY, Sglang
@@ -29,26 +29,16 @@ ENTRIES = load().patches
 IDS = [patch.id for patch in ENTRIES]
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a wheel has in ``sglang_commfix/``: the locks, put together."""
-    root = tmp_path_factory.mktemp("built")
-    for name, data in shipped.put_together(load(), patches_folder()).items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
-    return root
-
-
 @pytest.fixture(autouse=True)
-def built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A server that has the shipped locks, and may not ask the engine."""
+def built(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A server that has the shipped locks, and may not ask the engine; the folder above them."""
 
     def refuse() -> Any:
         raise AssertionError("the engine was asked")
 
-    monkeypatch.setattr(plan, "SHIPPED", folder / "locks")
+    monkeypatch.setattr(plan, "SHIPPED", built_locks())
     monkeypatch.setattr(plan, "engine", refuse)
-    return folder
+    return built_locks().parent
 
 
 @cache
@@ -105,7 +95,8 @@ def test_a_shipped_lock_decides_as_the_engine_does_and_gives_the_same_reasons(re
 
 
 def test_the_locks_fit_in_the_wheel_and_in_a_process(built: Path) -> None:
-    files = [file for file in built.rglob("*") if file.is_file()]
+    files = [*(built / "locks").iterdir(), *built.glob("patches/*/locks.json.gz")]
+    assert len(files) > len(IDS)
     assert sum(file.stat().st_size for file in files) <= 300_000
     assert max(file.stat().st_size for file in (built / "locks").iterdir()) <= 30_000
 
