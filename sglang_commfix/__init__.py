@@ -31,7 +31,7 @@ class StartupFinder:
 
     closed = False
 
-    def find_spec(self, name: str, path: object, target: object = None) -> "ModuleSpec | None":
+    def find_spec(self, name: str, path: object = None, *target: object) -> "ModuleSpec | None":
         """Start the session when sglang is first imported with the variable set."""
         if self.closed or (name != "sglang" and not name.startswith("sglang.")):
             return None
@@ -50,7 +50,7 @@ class StartupFinder:
             self.closed = True
             return None
         finder = session.start()
-        return None if finder is None else finder.find_spec(name, path, target)
+        return None if finder is None else finder.find_spec(name, path, *target)
 
 
 FINDER = StartupFinder()

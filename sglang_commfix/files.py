@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sglang_commfix import FINDER
 from sglang_commfix.errors import LockError, SglangNotFoundError
@@ -73,9 +73,9 @@ def splice(raw: bytes, splices: Iterable[Splice]) -> bytes:
     return b"".join([*parts, raw[done:]])
 
 
-def find_elsewhere(name: str, path: object, target: object, *own: object) -> ModuleSpec | None:
-    """Ask every finder on ``sys.meta_path`` but our ``own``, in order."""
-    for finder in [f for f in sys.meta_path if not any(f is one for one in own)]:
+def ask(finders: list[Any], name: str, path: object, target: object) -> ModuleSpec | None:
+    """Return the first spec that one of ``finders`` has."""
+    for finder in finders:
         find_spec = getattr(finder, "find_spec", None)
         spec: ModuleSpec | None = find_spec(name, path, target) if find_spec else None
         if spec is not None:
@@ -85,9 +85,8 @@ def find_elsewhere(name: str, path: object, target: object, *own: object) -> Mod
 
 def find_sglang() -> Sglang | None:
     """Find the sglang that is imported, or would be, if any. Nothing is imported for it."""
-    module = sys.modules.get("sglang")
-    spec = module.__spec__ if module else None
-    spec = spec or find_elsewhere("sglang", None, None, FINDER)
+    spec = getattr(sys.modules.get("sglang"), "__spec__", None)
+    spec = spec or ask([f for f in sys.meta_path if f is not FINDER], "sglang", None, None)
     if spec is None:
         return None
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]

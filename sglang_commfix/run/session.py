@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from importlib.machinery import ModuleSpec
+from itertools import dropwhile
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,7 @@ from wrapt import register_post_import_hook
 
 from sglang_commfix import FINDER, OFF, SELECT, init
 from sglang_commfix.errors import AlreadyImportedError, CommfixError, RefusedError
-from sglang_commfix.files import find_elsewhere, find_sglang
+from sglang_commfix.files import ask, find_sglang
 from sglang_commfix.run.host import LOCK, NOT_HOOKED, STRICT, log, read_settings, read_strict
 from sglang_commfix.run.loader import MARK, PatchedLoader
 from sglang_commfix.run.plan import Plan, make_plan
@@ -46,15 +47,16 @@ class Session:
         self._unverified = set(self.modules)
         self._to_patch = dict(self.modules)
 
-    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Return a patched spec for a module of the plan, nothing for any other."""
         if name == "sglang.srt" or name.startswith("sglang.srt."):
             self.watch()
         module = self._to_patch.get(name)
         if module is None:
             return None
-        hooks = [f for f in sys.meta_path if type(f).__module__ == "wrapt.importer"]
-        spec = find_elsewhere(name, path, target, self, *hooks)
+        behind = list(dropwhile(lambda finder: finder is not self, sys.meta_path))[1:]
+        others = [f for f in behind if type(f).__module__ != "wrapt.importer"]
+        spec = ask(others, name, path, target)
         if spec is None or spec.loader is None or hasattr(spec, MARK):
             return spec
         if spec.origin is None or Path(spec.origin).resolve() != module.path.resolve():

@@ -194,6 +194,18 @@ class Finder:
             return spec
 sys.meta_path.insert(sys.meta_path.index(PathFinder), Finder())
 """,
+    # Only looks where the module would come from.
+    "looking": """
+import sys, importlib.util
+class Finder:
+    busy = False
+    def find_spec(self, name, path=None, target=None):
+        if not self.busy and name.endswith("communicator"):
+            self.busy = True
+            print("looked", importlib.util.find_spec(name) is not None)
+            self.busy = False
+sys.meta_path.insert(0, Finder())
+""",
     # Puts its own function in the place of the loader's exec_module.
     "replacing": """
 import sys, importlib.util
@@ -222,6 +234,7 @@ sys.meta_path.insert(0, Finder())
     [
         ("wrapt", "seen sglang.srt.layers.communicator\n"),
         ("compiling", "compiled True\n"),
+        ("looking", "looked True\n"),
         ("replacing", "ran sglang.srt.layers.communicator\n"),
     ],
 )
@@ -263,6 +276,17 @@ def test_a_hook_that_takes_a_module_over_is_reported(site: Site) -> None:
 def test_under_strict_that_ends_the_process(site: Site) -> None:
     result = site.run(TAKES_OVER + "print('never')", check=False, SGLANG_COMMFIX_STRICT="1")
     assert (result.returncode, result.stdout) == (78, "")
+
+
+def test_finders_may_be_asked_with_a_name_alone(site: Site) -> None:
+    """As some libraries do, which walk over ``sys.meta_path`` by themselves."""
+    code = """
+    import sys, sglang.srt
+    name = "sglang.srt.layers.communicator"
+    ours = [f for f in sys.meta_path if type(f).__module__.startswith("sglang_commfix")]
+    print([f.find_spec("json") for f in ours], len(ours))
+    """
+    assert site.run(code).stdout == "[None, None] 2\n"
 
 
 def test_a_module_found_elsewhere_than_planned_is_not_patched(site: Site, tmp_path: Path) -> None:
