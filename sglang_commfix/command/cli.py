@@ -270,11 +270,9 @@ def _export(arguments: argparse.Namespace) -> int:
     target = arguments.output or arguments.series
     status = _tell(plan)
     ids = ", ".join(patch["id"] for patch in plan.having("apply"))
-    if status == REFUSED:
-        print(f"{target} is not written", file=sys.stderr)
-        return status
     if not ids:
-        print(f"nothing is needed here: {target} is not written", file=sys.stderr)
+        why = "nothing is left to write" if status == REFUSED else "nothing is needed here"
+        print(f"{why}: {target} is not written", file=sys.stderr)
         return status
     root = plan.sglang.path.parent
     try:

@@ -81,8 +81,9 @@ class _Guard:
     def _absent(self, patch: Patch, found: Mapping[Target, str | None]) -> Finding | None:
         """Decide if this sglang has nothing of what the patch would edit.
 
-        Nothing is left to be done then, whatever became of the witnesses; unless this is one of
-        the releases that have it all, and a file is missing.
+        Nothing is left to be done then, unless this is one of the releases that have it all, and a
+        file is missing; or a witness is still as it is where the fault is, so that what is edited
+        may have been moved or renamed.
         """
         edited = [edit.target for edit in patch.edits if edit.target.scope]
         if any(found[target] is not None for target in edited):
@@ -92,6 +93,8 @@ class _Guard:
             missing = ", ".join(str(target) for target in dict.fromkeys(edited))
             reason = f"sglang {version} should have {missing}, and has not. Reinstall sglang"
             return Finding(patch, "refused", reason, found)
+        if doubt := _left_behind(patch, found):
+            return Finding(patch, "refused", doubt, found)
         if version is not None and version >= Version(patch.fixed_in):
             reason = _fixed_since(patch)
         else:
@@ -125,12 +128,7 @@ class _Guard:
         before = {target: self._unpatched.fingerprint(target) for target in found}
         if before != found and (decision := self._known(patch, before)):
             return replace(decision, found=found)
-        odd = ", ".join(str(target) for target in _odd_targets(patch, found))
-        version = self.tree.says
-        unknown = (
-            f"{odd} is not as in any release that sglang-commfix {__version__} knows (this sglang "
-            f"says it is {version})"
-        )
+        unknown = self._what_is_unknown(patch, found)
         if not allowed:
             return Finding(
                 patch,
@@ -149,6 +147,24 @@ class _Guard:
                 found,
             )
         return Finding(patch, "apply", f"allowed although {unknown}", found, variants[0])
+
+    def _what_is_unknown(self, patch: Patch, found: Mapping[Target, str | None]) -> str:
+        known, version = patch.fingerprints, self.tree.version
+        oldest = known.releases[0]
+        who = f"sglang-commfix {__version__} knows"
+        if version is not None and version < Version(oldest):
+            return f"sglang {version} is older than {oldest}, the oldest release that {who}"
+        says = f"this sglang says it is {self.tree.says}"
+        if version is None:
+            says = "this sglang does not say which version it is"
+        odd = [t for t, value in found.items() if value not in known.targets.get(t, ())]
+        if odd:
+            return f"{', '.join(map(str, odd))} is not as in any release that {who} ({says})"
+        like = "; ".join(
+            f"{target} as in {known.spans(known.releases_with({target: value}))}"
+            for target, value in found.items()
+        )
+        return f"no release that {who} has all of this together: {like} ({says})"
 
     def _matches(self, edits: Sequence[Edit]) -> bool:
         for edit in edits:
@@ -229,7 +245,16 @@ def _fixed_since(patch: Patch) -> str:
     return f"sglang has the fix since {patch.fixed_in}"
 
 
-def _odd_targets(patch: Patch, found: Mapping[Target, str | None]) -> list[Target]:
-    """Return the targets that no release has so, or all if only their combination is new."""
-    odd = [t for t, value in found.items() if value not in patch.fingerprints.targets.get(t, ())]
-    return odd or list(found)
+def _left_behind(patch: Patch, found: Mapping[Target, str | None]) -> str | None:
+    """Say which witness is as it is where the fault is, although nothing to be edited is there."""
+    known = patch.fingerprints
+    if known.releases_with(found):
+        return None
+    for target in patch.witnesses:
+        alike = known.releases_with({target: found[target]}) if found[target] else ()
+        faulty = [release for release in alike if release in patch.affected_releases]
+        if faulty:
+            edited = ", ".join({str(edit.target): None for edit in patch.edits if edit.find})
+            like = f"{target} is as in {known.spans(faulty)}, which has the fault"
+            return f"{edited} is not there, but {like}: the code may have been moved or renamed"
+    return None

@@ -258,6 +258,25 @@ class TestExport:
         assert ran.status == 2
         assert f"{output} cannot be written: No such file or directory" in ran.err
 
+    def test_a_refused_patch_does_not_keep_the_others_from_being_written(
+        self, tmp_path: Path, upstream: Upstream, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        there = {"module": "sglang.srt.other", "scope": "f", "find": "a = 1", "after": "b()"}
+        for release in ("1.1", "1.2"):
+            upstream.releases[release]["sglang.srt.other"] = "def f():\n    a = 1\n"
+        loaded = upstream.register(tmp_path / "more", patch(), patch("3-other", edit=[there]))
+        for module in (cli, report, shipped):
+            monkeypatch.setattr(module, "load", lambda: loaded)
+        files = {FILE: FAULTY, "srt/other.py": "def f():\n    a = 2\n"}
+        root = write_sglang(tmp_path / "half", files)
+        output = tmp_path / "fixes.patch"
+        ran = Ran(capsys, "export", "--sglang-path", root, "-o", output)
+        assert ran.status == 1
+        assert "3-other: refused: sglang.srt.other:f is not as in any release" in ran.err
+        assert ran.out.startswith(f"{output}: 1-guard for sglang 1.1\n")
+        assert "self.scattered" in output.read_text()
+
     def test_nothing_is_written_if_a_patch_is_refused(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

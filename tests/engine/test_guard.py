@@ -107,6 +107,21 @@ def test_edited_source_is_refused_with_what_to_do(register: Register, tmp_path: 
     assert not made.modules
 
 
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("1.1", "(this sglang says it is 1.1)"),
+        ("no version", "(this sglang does not say which version it is)"),
+        ("0.9.post2", "sglang 0.9.post2 is older than 1.0, the oldest release that sglang-commfix"),
+    ],
+)
+def test_a_refusal_says_of_which_sglang_it_speaks(
+    register: Register, tmp_path: Path, version: str, said: str
+) -> None:
+    made = plan(register, write_sglang(tmp_path, {FILE: EDITED}, version))
+    assert said in reason(made)
+
+
 def test_edited_source_is_patched_if_the_user_allows_it(register: Register, tmp_path: Path) -> None:
     allowed = ["1-guard"]
     assert decided(register, tmp_path / "a", EDITED, allow=allowed) == "apply"
@@ -182,11 +197,31 @@ class TestWitnesses:
         assert verdicts(made) == {"1-guard": "not-needed"}
         assert reason(made) == "sglang has the fix since 1.3"
 
-    def test_a_combination_that_no_release_has_is_refused(
+    def test_a_combination_that_no_release_has_is_refused_and_said_to_be_one(
         self, register: Register, tmp_path: Path
     ) -> None:
         text = FIXED.replace("return 1", "return 0")
-        assert decided(register, tmp_path, text) == "refused"
+        made = plan(register, write_sglang(tmp_path, {FILE: text}))
+        assert verdicts(made) == {"1-guard": "refused"}
+        assert "no release that sglang-commfix" in reason(made)
+        assert (
+            f"{MODULE}:LayerCommunicator.should_fuse as in 1.3; "
+            f"{MODULE}:LayerCommunicator.other as in 1.0" in reason(made)
+        )
+        assert "is not as in any release" not in reason(made)
+
+    @pytest.mark.parametrize("version", ["1.9", "0.0.0.dev1+g0123456"])
+    def test_a_renamed_function_beside_the_witness_of_the_fault_is_refused(
+        self, register: Register, tmp_path: Path, version: str
+    ) -> None:
+        text = FAULTY.replace("should_fuse", "may_fuse")
+        made = plan(register, write_sglang(tmp_path, {FILE: text}, version))
+        assert verdicts(made) == {"1-guard": "refused"}
+        assert reason(made) == (
+            f"{MODULE}:LayerCommunicator.should_fuse is not there, but "
+            f"{MODULE}:LayerCommunicator.other is as in 1.1 to 1.2, which has the fault: the code "
+            "may have been moved or renamed"
+        )
 
 
 class TestVariants:
