@@ -173,7 +173,8 @@ def _status_text(report: Report) -> str:
         False: "; THE START-UP HOOK DOES NOT RUN",
         None: "",
     }[report.hook]
-    lines = [f"sglang {report.sglang.version} at {report.sglang.path}", f"{origin}{hook}"]
+    lines = [f"sglang {report.sglang.version} at {report.sglang.path}{_like(report)}"]
+    lines.append(f"{origin}{hook}")
     lines.append(
         {
             "shipped": "Decided by the lock of this release, which is part of sglang-commfix",
@@ -187,6 +188,14 @@ def _status_text(report: Report) -> str:
     lines += ["", *(f"WARNING: {warning}" for warning in report.warnings)]
     lines.append(_advice(report))
     return "\n".join(lines)
+
+
+def _like(report: Report) -> str:
+    if report.like is None:
+        return ""
+    like, count = report.like, len(report.like.differing)
+    where = f", {len(like.mattering)} of them where it matters" if count else ""
+    return f"\nlike {like.release}; of the {like.files} files looked at {count} differ{where}"
 
 
 def _patch_text(patch: PatchReport) -> list[str]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sglang_commfix import FINDER, SELECT
 from sglang_commfix.command.locate import current_plan, shadowed_by
+from sglang_commfix.engine import shipped
 from sglang_commfix.engine.errors import SourceError
 from sglang_commfix.engine.fingerprint import find_scope
-from sglang_commfix.engine.register import Target, load
+from sglang_commfix.engine.register import Target, load, patches_folder
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.run.host import NOT_HOOKED
 from sglang_commfix.run.plan import DEFAULT_KINDS, parse_selection
@@ -75,6 +76,24 @@ class SglangReport:
 
 
 @dataclass(frozen=True)
+class Likeness:
+    """Which published release a tree is most like, by the files that patches have to do with.
+
+    Attributes:
+        release: that release; the newest of those that are equally like it.
+        files: how many files it has that are looked at.
+        differing: the modules among them whose files differ, or are not there.
+        mattering: those of them in which a function differs that a patch has to do with.
+
+    """
+
+    release: str
+    files: int
+    differing: tuple[str, ...]
+    mattering: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything ``status`` says.
 
@@ -82,6 +101,7 @@ class Report:
         sglang: what was looked at.
         lock: what decided: the file of the user's own lock, ``shipped``, or ``engine`` where no
             lock knows this sglang.
+        like: the release that it is most like, where no lock knows this sglang.
         select: the value of ``SGLANG_COMMFIX`` that the decisions are for.
         select_from: where it comes from: ``environment``, ``--select`` or ``default``.
         hook: whether the start-up hook ran in this interpreter; ``None`` where that says nothing
@@ -94,6 +114,7 @@ class Report:
 
     sglang: SglangReport
     lock: str
+    like: Likeness | None
     select: str
     select_from: str
     hook: bool | None
@@ -141,6 +162,7 @@ def status(sglang_path: str | Path | None = None, select: str | None = None) -> 
     return Report(
         sglang=SglangReport(tree.says, str(plan.sglang.path)),
         lock=plan.origin,
+        like=_likeness(plan, register) if plan.origin == "engine" else None,
         select=plan.settings.select,
         select_from=select_from if select is None else "--select",
         hook=hook,
@@ -148,6 +170,31 @@ def status(sglang_path: str | Path | None = None, select: str | None = None) -> 
         warnings=tuple(warnings),
         patches=tuple(_patch_report(plan, register, tree, patch) for patch in plan.patches),
     )
+
+
+def _likeness(plan: Plan, register: Register) -> Likeness | None:
+    digests: dict[str, dict[str, str]] = {}
+    for patch in register.patches:
+        for releases, decision in shipped.read(patches_folder(), patch):
+            for release in releases:
+                there = {name: one for name, one in decision["modules"].items() if one is not None}
+                digests.setdefault(release, {}).update(there)
+    if not digests:
+        return None
+    known = register.patches[0].fingerprints.releases
+    differing = {
+        release: [name for name, one in own.items() if plan.sglang.digest(name) != one]
+        for release, own in digests.items()
+    }
+    best = min(digests, key=lambda release: (len(differing[release]), -known.index(release)))
+    mattering = {
+        target.module
+        for patch, entry in zip(plan.patches, register.patches, strict=True)
+        for target, values in entry.fingerprints.targets.items()
+        if patch["found"].get(str(target)) != values[known.index(best)]
+    }
+    where = tuple(name for name in differing[best] if name in mattering)
+    return Likeness(best, len(digests[best]), tuple(differing[best]), where)
 
 
 def reason_of(plan: Plan, patch: Decision) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from published import RELEASES, built_locks, findings, lock_of, released, tree
 
+from sglang_commfix.command.report import status
 from sglang_commfix.engine import guard, shipped
 from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import load
@@ -168,6 +169,22 @@ class TestTreesThatNoReleaseHas:
         assert made.origin == "engine"
         release = plan.make_plan(Sglang(released("0.5.11") / "sglang"), Settings("all"))
         assert [p["decision"] for p in made.patches] == [p["decision"] for p in release.patches]
+
+    def test_status_says_which_release_it_is_like_and_how_much_of_the_difference_matters(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(plan, "engine", lambda: shipped)
+        sglang = self.tree("0.5.12.post1", tmp_path / "site", "sglang.srt.server_args")
+        file = sglang.file_of(KEY)
+        text = file.read_text()
+        file.write_text(text.replace("CaptureHiddenMode.FULL", "CaptureHiddenMode.NULL"))
+        assert file.read_text() != text
+        like = status(tmp_path / "site").like
+        assert like is not None
+        assert like.release == "0.5.12.post1"
+        assert set(like.differing) == {KEY, "sglang.srt.server_args"}
+        assert like.mattering == (KEY,)
+        assert status(released("0.5.12.post1")).like is None
 
     @pytest.mark.parametrize("gone", [COMMUNICATOR, KEY])
     def test_a_file_that_is_missing_from_a_release_is_not_taken_for_one_that_has_none(
