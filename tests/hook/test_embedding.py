@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 from fake import FILE
-from processes import Site
+from processes import TAKES_OVER, Site
 
 
 # Where a host may call: on its main thread, on another, and on an event loop beside the main thread,
@@ -42,21 +42,6 @@ print("patched:", getattr(communicator, "__commfix__", None))
 PLUGIN = """
 from sglang_commfix.run.session import verify
 verify()
-"""
-# In front of all others, it loads a module of the plan by itself. The import that fails is one more
-# occasion to look at what runs.
-TAKES_OVER = """
-from importlib.machinery import PathFinder
-class Rude:
-    def find_spec(self, name, path=None, target=None):
-        if name.endswith("communicator"):
-            return PathFinder.find_spec(name, path)
-sys.meta_path.insert(0, Rude())
-from sglang.srt.layers import communicator
-try:
-    import sglang.srt.anything
-except ImportError:
-    pass
 """
 PATCHED, AS_INSTALLED = "patched: ('1-guard',)\n", "patched: None\n"
 UNPATCHED = "ERROR sglang-commfix: sglang.srt.layers.communicator runs UNPATCHED"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from fake import FAULTY, FILE, GUARD, edit, patch
-from processes import Site, make_site
+from processes import TAKES_OVER, Site, make_site
 
 
 HEAD = "from sglang.srt.layers import communicator as c\n"
+RUNTIME = "import sglang.srt, sys"
 GUARDED = GUARD.splitlines()[0].strip()
 
 
@@ -252,29 +253,15 @@ def test_other_import_hooks_work_and_the_patch_too(
     assert "UNPATCHED" not in result.stderr
 
 
-TAKES_OVER = """
-import sglang.srt, sys
-from importlib.machinery import PathFinder
-class Rude:
-    def find_spec(self, name, path=None, target=None):
-        if name.endswith("communicator"):
-            return PathFinder.find_spec(name, path)
-sys.meta_path.insert(0, Rude())
-from sglang.srt.layers import communicator
-try:
-    import sglang.srt.anything
-except ImportError:
-    pass
-"""
-
-
 def test_a_hook_that_takes_a_module_over_is_reported(site: Site) -> None:
-    result = site.run(TAKES_OVER)
+    result = site.run(RUNTIME + TAKES_OVER)
     assert "ERROR sglang-commfix: sglang.srt.layers.communicator runs UNPATCHED" in result.stderr
 
 
 def test_under_strict_that_ends_the_process(site: Site) -> None:
-    result = site.run(TAKES_OVER + "print('never')", check=False, SGLANG_COMMFIX_STRICT="1")
+    result = site.run(
+        RUNTIME + TAKES_OVER + "print('never')", check=False, SGLANG_COMMFIX_STRICT="1"
+    )
     assert (result.returncode, result.stdout) == (78, "")
 
 
