@@ -65,9 +65,11 @@ def make_up(real: Path, folder: Path, tree: Path, release: str) -> None:
         found = {release: fingerprints_of(Tree(files), patch.targets)}
         text = render([release], patch, found)
         (folder / patch.id / "fingerprints.json").write_text(text, encoding="utf-8")
-    for decision in make_lock(load_folder(folder), Tree(files))["decisions"]:
-        file = folder / decision["id"] / "locks.json"
-        file.write_text(shipped.write({release: decision}), encoding="utf-8")
+    register = load_folder(folder)
+    decisions = make_lock(register, Tree(files))["decisions"]
+    for patch, decision in zip(register.patches, decisions, strict=True):
+        file = folder / patch.id / "locks.json"
+        file.write_text(shipped.write(patch, {release: decision}), encoding="utf-8")
     keys = {release: (files.digest(KEY) or "")[:16]}
     (folder / "keys.json").write_text(json.dumps(keys), encoding="utf-8")
 

@@ -45,7 +45,7 @@ def main() -> int:
     outcome: dict[Path, str] = {PATCHES / "keys.json": json.dumps(keys, indent=2) + "\n"}
     for number, patch in enumerate(register.patches):
         decisions = {release: lock["decisions"][number] for release, lock in locks.items()}
-        outcome[PATCHES / patch.id / "locks.json"] = shipped.write(decisions)
+        outcome[PATCHES / patch.id / "locks.json"] = shipped.write(patch, decisions)
     refuse_doubt(locks)
     return bring_up_to_date(outcome, check=arguments.check)
 

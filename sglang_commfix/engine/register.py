@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from sglang_commfix.engine.errors import RegisterError
+from sglang_commfix.files import short_digest
 
 
 if sys.version_info >= (3, 11):
@@ -180,6 +181,18 @@ class Patch:
         """Every module that it edits or relies on."""
         edited = [edit.target.module for edit in self.edits]
         return tuple(dict.fromkeys([*edited, *(target.module for target in self.witnesses)]))
+
+    @property
+    def digest(self) -> str:
+        """What tells whether decisions about it, and texts, were made from it as it is."""
+        edits = [
+            [str(e.target), e.operation, e.find, e.text, sorted(map(str, e.releases))]
+            for e in self.edits
+        ]
+        targets = {str(target): values for target, values in self.fingerprints.targets.items()}
+        known = [self.fingerprints.releases, targets, [str(one) for one in self.witnesses]]
+        everything = [self.fixed_in, self.range, edits, known]
+        return short_digest(json.dumps(everything, sort_keys=True).encode())
 
     @property
     def affected_releases(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from sglang_commfix import __version__
+from sglang_commfix.engine.errors import RegisterError
 from sglang_commfix.engine.make_lock import conflicts, entry_of, make_lock
 from sglang_commfix.engine.register import load, patches_folder
 from sglang_commfix.engine.tree import Tree
@@ -58,8 +59,8 @@ def _index(register: Register) -> dict[str, Any]:
     return {"modules": sorted({*modules, KEY}), "entries": entries}
 
 
-def write(decisions: Mapping[str, Decision]) -> str:
-    """Write what is decided about one entry, release by release, as ``locks.json`` holds it."""
+def write(patch: Patch, decisions: Mapping[str, Decision]) -> str:
+    """Write what is decided about ``patch``, release by release, as ``locks.json`` holds it."""
     texts: dict[str, list[str]] = {}
     states: list[tuple[dict[str, Any], list[str]]] = []
     for release, decision in decisions.items():
@@ -83,7 +84,7 @@ def write(decisions: Mapping[str, Decision]) -> str:
         else:
             states.append((state, [release]))
     listed = [{"releases": releases, **state} for state, releases in states]
-    return pretty({"texts": texts, "states": listed}) + "\n"
+    return pretty({"entry": patch.digest, "texts": texts, "states": listed}) + "\n"
 
 
 def pretty(data: object, indent: str = "") -> str:
@@ -103,7 +104,10 @@ def pretty(data: object, indent: str = "") -> str:
 
 
 def read(folder: Path, patch: Patch) -> Iterator[tuple[list[str], Decision]]:
-    """Yield what is decided about ``patch``, and in which releases."""
+    """Yield what is decided about ``patch``, and in which releases.
+
+    Nothing is, if the file was made from the entry as it was before.
+    """
     file, packed = folder / patch.id / "locks.json", folder / patch.id / "locks.json.gz"
     if packed.is_file():
         data = json.loads(gzip.decompress(packed.read_bytes()))
@@ -111,7 +115,7 @@ def read(folder: Path, patch: Patch) -> Iterator[tuple[list[str], Decision]]:
         data = json.loads(file.read_bytes())
     else:
         return
-    for state in data["states"]:
+    for state in data["states"] if data["entry"] == patch.digest else ():
         releases = state.pop("releases")
         for one in state["splices"]:
             one["text"] = data["texts"][one["text"]]
@@ -125,9 +129,14 @@ def put_together(register: Register, folder: Path) -> dict[str, bytes]:
         register: the entries, in their order.
         folder: ``patches/``, with ``keys.json``: the digest of :data:`KEY` in each release.
 
+    Raises:
+        RegisterError: what is written beside an entry is not of the entry as it is.
+
     """
     keys = json.loads((folder / "keys.json").read_text(encoding="utf-8"))
     states = {patch.id: list(read(folder, patch)) for patch in register.patches}
+    if stale := [name for name, own in states.items() if not own]:
+        raise RegisterError(f"locks.json of {', '.join(stale)} is not current: run tools/locks.py")
     files = {"locks/index.json": json.dumps(_index(register)).encode()}
     for patch in register.patches:
         data = (folder / patch.id / "locks.json").read_bytes()

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from fake import FAULTY, FILE, GUARD, MODULE, Upstream, dedented, edit, patch, write_sglang
 
+from sglang_commfix.engine.errors import RegisterError
 from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import Register
-from sglang_commfix.engine.shipped import pretty, read, write
+from sglang_commfix.engine.shipped import pretty, put_together, read, write
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import KEY, Sglang, splice
 from sglang_commfix.lock import Lock
@@ -148,12 +149,31 @@ def test_what_is_written_beside_an_entry_is_read_as_it_was_made(
         for release, text in upstream.releases.items()
     }
     decisions = {release: lock["decisions"][0] for release, lock in locks.items()}
-    (folder / "1-guard" / "locks.json").write_text(write(decisions))
+    (folder / "1-guard" / "locks.json").write_text(write(register["1-guard"], decisions))
     there = list(read(folder, register["1-guard"]))
     assert [releases for releases, _ in there] == [["1.0"], ["1.1", "1.2"], ["1.3"]]
     for releases, decision in there:
         assert all(decisions[release] == decision for release in releases)
-    assert write(decisions).count(GUARD.splitlines()[0]) == 1  # each text once, to be read
+    written = write(register["1-guard"], decisions)
+    assert written.count(GUARD.splitlines()[0]) == 1  # each text once, to be read
+
+
+def test_what_is_written_beside_an_entry_counts_for_nothing_once_the_entry_has_changed(
+    tmp_path: Path, upstream: Upstream, faulty: Path
+) -> None:
+    folder = tmp_path / "patches"
+    register = upstream.register(folder)
+    decision = lock_of(register, faulty)["decisions"][0]
+    (folder / "1-guard" / "locks.json").write_text(write(register["1-guard"], {"1.1": decision}))
+    (folder / "keys.json").write_text('{"1.1": "0123456789abcdef"}')
+    assert put_together(register, folder)
+    assert list(read(folder, register["1-guard"]))
+    changed = upstream.register(folder, patch(edit=[edit(after="if self.more:\n    return\n")]))
+    assert not list(read(folder, changed["1-guard"]))
+    with pytest.raises(RegisterError, match="1-guard is not current: run tools"):
+        put_together(changed, folder)
+    reworded = upstream.register(folder, patch(title="other words"))
+    assert list(read(folder, reworded["1-guard"]))
 
 
 def test_edits_that_cannot_be_made_are_refused_with_the_reason(
