@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sglang_commfix.engine.make_lock import make_lock
@@ -17,7 +19,6 @@ from sglang_commfix.run.plan import OWN_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from pathlib import Path
 
     from sglang_commfix.files import Sglang
     from sglang_commfix.lock import Lock
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 def place_of(sglang: Sglang) -> Path:
     """Return where a server looks for the lock of ``sglang``."""
     set_to = os.environ.get(LOCK, "").strip()
-    beside = sglang.path.parent / OWN_NAME
-    return type(beside)(set_to) if set_to else beside
+    return Path(set_to) if set_to else sglang.path.parent / OWN_NAME
 
 
 def make(sglang: Sglang, allow: Collection[str]) -> Lock:
@@ -47,7 +47,8 @@ def write(lock: Lock, file: Path) -> None:
         scratch.write_text(pretty(lock) + "\n", encoding="utf-8")
         scratch.replace(file)
     except OSError as error:
-        scratch.unlink(missing_ok=True) if scratch.parent.is_dir() else None
+        with suppress(OSError):
+            scratch.unlink()
         raise SettingsError(
             f"{file} cannot be written: {error.strerror}. Name a file elsewhere with -o, and set "
             f"{LOCK} to it where the server runs"

@@ -174,6 +174,27 @@ def test_an_exported_diff_turns_the_files_into_what_the_loader_runs(
     assert report["uninstall"]
 
 
+@pytest.mark.parametrize("release", ["0.5.1", "0.5.10.post1", "0.5.11"])
+def test_an_exported_series_turns_the_files_into_what_the_loader_runs(
+    release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site, series = tmp_path / "site", tmp_path / "series"
+    shutil.copytree(released(release), site)
+    plan = plan_for(release)
+    words = ["--select", "all", "--sglang-path", str(site)]
+    assert main(["export", *words, "--series", str(series)]) == 0
+    named = [line.partition("-")[2] for line in (series / "series").read_text().split()]
+    assert named == [f"{patch['id']}.patch" for patch in plan.having("apply")]
+    subprocess.run([series / "apply", site], check=True, capture_output=True)
+    for module in plan.modules.values():
+        file = site / module.path.relative_to(plan.sglang.path.parent)
+        assert file.read_bytes() == module.after
+    capsys.readouterr()
+    assert main(["status", "--json", *words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {patch["decision"] for patch in report["patches"]} == {"not-needed"}
+
+
 def test_the_tables_in_the_docs_are_current() -> None:
     root = Path(__file__).parents[2]
     assert (root / "patches" / "README.md").read_text() == patch_table.render(load())
