@@ -47,7 +47,7 @@ def make_lock(
     decisions = [
         known.get(patch.id) or _decision(tree, findings[patch.id]) for patch in register.patches
     ]
-    _check_together(tree, findings, decisions)
+    _refuse_what_cannot_be_made_at_once(tree, findings, decisions)
     return {
         "schema": SCHEMA,
         "made_by": __version__,
@@ -120,7 +120,7 @@ def _splices(tree: Tree, finding: Finding) -> list[Splice]:
     return result
 
 
-def _check_together(
+def _refuse_what_cannot_be_made_at_once(
     tree: Tree, findings: Mapping[str, Finding], decisions: Sequence[Decision]
 ) -> None:
     """Check that all edits of one file, made at once, mean what they mean one by one.
@@ -131,18 +131,26 @@ def _check_together(
     apart = {name for *pair, _ in conflicts(decisions) for name in pair}
     own = [d for d in decisions if d["id"] in findings.keys() - apart and d["splices"]]
     for module in dict.fromkeys(one["module"] for d in own for one in d["splices"]):
-        source, syntax = tree.source(module), tree.tree(module)
-        if source is None or syntax is None:
-            continue
-        changes = [
-            locate(syntax, d["id"], edit)
-            for d in own
-            for edit in findings[d["id"]].edits
-            if edit.target.module == module
-        ]
-        splices = [one for d in own for one in d["splices"] if one["module"] == module]
-        if rewrite(source, syntax, changes, compiled=False).raw != splice(source.raw, splices):
-            raise AnchorError(f"{source.path}: the edits of several patches cannot be made at once")
+        here = [d for d in own if any(one["module"] == module for one in d["splices"])]
+        try:
+            _make_at_once(tree, module, [findings[d["id"]] for d in here], here)
+        except CommfixError as error:
+            for decision in here:
+                decision["decision"], decision["reason"] = "refused", str(error)
+                decision["splices"] = []
+
+
+def _make_at_once(
+    tree: Tree, module: str, findings: Sequence[Finding], decisions: Sequence[Decision]
+) -> None:
+    source, syntax = tree.source(module), tree.tree(module)
+    if source is None or syntax is None:
+        raise SourceError(f"there is no {module}. Reinstall sglang")
+    edits = [(f.patch.id, e) for f in findings for e in f.edits if e.target.module == module]
+    changes = [locate(syntax, name, edit) for name, edit in edits]
+    splices = [one for d in decisions for one in d["splices"] if one["module"] == module]
+    if rewrite(source, syntax, changes, compiled=False).raw != splice(source.raw, splices):
+        raise AnchorError(f"{source.path}: the edits of several patches cannot be made at once")
 
 
 def _splice(source: Source, syntax: ast.Module, edit: Edit, one: TextSplice) -> Splice:

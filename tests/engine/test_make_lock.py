@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import itertools
 import json
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 from fake import FAULTY, FILE, GUARD, MODULE, Upstream, dedented, edit, patch, write_sglang
 
-from sglang_commfix.engine.errors import RegisterError
+from sglang_commfix.engine import make_lock as make_lock_module
+from sglang_commfix.engine.errors import AnchorError, RegisterError
 from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import Register
+from sglang_commfix.engine.rewrite import Change
 from sglang_commfix.engine.shipped import pretty, put_together, read, write
+from sglang_commfix.engine.source import Source
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import KEY, Sglang, splice
 from sglang_commfix.lock import Lock
@@ -137,6 +141,35 @@ def test_insertions_at_one_place_stand_in_the_order_of_the_register_in_any_selec
             numbers = [names.index(name) for name in names if name in chosen]
             found = [line.strip() for line in text.splitlines() if "call(" in line]
             assert found == [f"call({number})" for number in numbers]
+
+
+def test_edits_that_cannot_be_made_at_once_are_refused_and_the_others_are_not(
+    tmp_path: Path, upstream: Upstream, faulty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"module": "sglang.srt.other", "scope": "f", "find": "a = 1", "after": "b()"}
+    for release in ("1.1", "1.2"):
+        upstream.releases[release]["sglang.srt.other"] = "def f():\n    a = 1\n"
+    more = patch("2-more", edit=[edit(find="return size > 0", before="pass")])
+    register = upstream.register(
+        tmp_path / "patches", patch(), more, patch("3-other", edit=[there])
+    )
+    root = write_sglang(faulty, {"srt/other.py": "def f():\n    a = 1\n"})
+    rewrite = make_lock_module.rewrite
+
+    def fail(
+        source: Source, syntax: ast.Module, changes: list[Change], *, compiled: bool
+    ) -> Source:
+        if len({change.patch for change in changes}) > 1:
+            raise AnchorError("not at once")
+        return rewrite(source, syntax, changes, compiled=compiled)
+
+    monkeypatch.setattr(make_lock_module, "rewrite", fail)
+    decisions = {d["id"]: d for d in lock_of(register, root)["decisions"]}
+    for name in ("1-guard", "2-more"):
+        assert decisions[name]["decision"] == "refused"
+        assert decisions[name]["reason"] == "not at once"
+        assert not decisions[name]["splices"]
+    assert decisions["3-other"]["decision"] == "apply"
 
 
 def test_what_is_written_beside_an_entry_is_read_as_it_was_made(
