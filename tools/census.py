@@ -199,8 +199,10 @@ def histories(register: Register) -> dict[str, dict[str, list[str]]]:
 
 def survey(clone: Clone, census: Census, since: str) -> str:
     """Decide about every commit from ``since`` on; return the tables."""
-    wanted = clone.descendants(since) if since else set(clone.commits())
-    times = {name: time for name, time in clone.commits().items() if name in wanted}
+    times = clone.commits()
+    if since:
+        wanted = clone.descendants(since)
+        times = {name: time for name, time in times.items() if name in wanted}
     tips = clone.tips() & times.keys()
     truth = {name: faulty(clone, history) for name, history in histories(census.register).items()}
     commits: dict[str, Count] = defaultdict(Count)
