@@ -298,8 +298,10 @@ def _decisions(
 ) -> Iterator[Iterator[Decision]]:
     """Decide, without garbage collection: it walks every syntax tree, and they have no cycles."""
     if jobs > 1:
+        given = ((clone, patches, job) for job in work)
+        at_once = len(work) // (8 * jobs) + 1  # in a row: neighbours share what is parsed
         with multiprocessing.get_context("spawn").Pool(jobs, initializer=gc.disable) as pool:
-            yield pool.imap(_decide, ((clone, patches, job) for job in work), chunksize=32)
+            yield pool.imap(_decide, given, chunksize=at_once)
         return
     gc.disable()
     try:
