@@ -62,7 +62,7 @@ def make_up(real: Path, folder: Path, tree: Path, release: str) -> None:
         (own / "patch.toml").write_text("\n".join(lines), encoding="utf-8")
     patches = load_folder(folder, complete=False).patches
     for patch in patches:
-        found = {release: fingerprints_of(Tree(files), patch.targets)}
+        found = {release: fingerprints_of(Tree(files), [patch])}
         text = render([release], patch, found)
         (folder / patch.id / "fingerprints.json").write_text(text, encoding="utf-8")
     register = load_folder(folder)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fingerprints import fingerprints_of, render
+
 from sglang_commfix.command.report import reason_of
-from sglang_commfix.engine.fingerprint import find_scope, fingerprint, parse
 from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import Register, load_folder
-from sglang_commfix.engine.source import Source
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import Sglang
 from sglang_commfix.run.host import Settings
@@ -44,8 +44,28 @@ FIXED = FAULTY.replace(
     "        if self.scattered is True:\n            return False\n        return size > 0",
 )
 
+# Edited where it does not matter to the edit, and where it does: there is another way out.
+ELSEWHERE = FAULTY.replace("size > 0", "size > 1")
+
+
+def in_doubt(text: str) -> str:
+    """Edit a faulty module so that the guard refuses it."""
+    return text.replace(
+        "size = batch", "if not batch:\n            return True\n        size = batch"
+    )
+
+
 TEXTS = dict.fromkeys(("title", "symptom", "cause", "hits", "change", "drop"), "text")
 GUARD = "if self.scattered:\n    return False\n"
+# What shows that the fault is not there: upstream's fix, or that nothing of it all is.
+MENDED = {
+    "module": MODULE,
+    "scope": "LayerCommunicator.should_fuse",
+    "find": GUARD.replace(":", " is True:"),
+    "releases": ">=1.3",
+    "why": "it is not fused",
+}
+GONE = {"module": MODULE, "unmentioned": ["should_fuse"], "why": "nothing is fused"}
 
 
 def dedented(text: str) -> str:
@@ -87,6 +107,7 @@ def patch(name: str = "1-guard", **changes: Any) -> dict[str, Any]:
         "affected": ">=1.1,<1.3",
         "fixed_in": "1.3",
         "links": [],
+        "sound": [MENDED, GONE],
         "edit": [edit()],
     }
     return TEXTS | base | changes
@@ -105,12 +126,11 @@ class Upstream:
         }
     )
 
-    def fingerprint(self, release: str, module: str, scope: str) -> str | None:
-        text = self.releases[release].get(module)
-        if text is None:
-            return None
-        node = find_scope(parse(Source.from_bytes(Path(module), text.encode())), scope)
-        return None if node is None else fingerprint(node)
+    def tree(self, release: str) -> Tree:
+        """A release, as the engine sees it."""
+        sglang = Sglang(Path("sglang"))
+        sglang._raw |= {name: text.encode() for name, text in self.releases[release].items()}
+        return Tree(sglang)
 
     def register(self, folder: Path, *patches: dict[str, Any], **files: str) -> Register:
         """Write and load a register; ``files`` are put beside each ``patch.toml``."""
@@ -122,15 +142,11 @@ class Upstream:
             for name, text in files.items():
                 (own / f"{name}.py").write_text(text)
             (own / "patch.toml").write_text(toml(data))
-            targets = [e for e in [*data["edit"], *data.get("witness", ())] if e.get("scope")]
-            table = {
-                f"{t['module']}:{t['scope']}": [
-                    [release, release, self.fingerprint(release, t["module"], t["scope"])]
-                    for release in self.releases
-                ]
-                for t in targets
-            }
-            (own / "fingerprints.json").write_text(json.dumps(table))
+            (own / "fingerprints.json").unlink(missing_ok=True)
+        known = load_folder(folder, complete=False).patches
+        table = {name: fingerprints_of(self.tree(name), known) for name in self.releases}
+        for one in known:
+            (folder / one.id / "fingerprints.json").write_text(render([*table], one, table))
         return load_folder(folder)
 
 

@@ -59,8 +59,9 @@ if TYPE_CHECKING:
         Sequence,
     )
 
-    from sglang_commfix.engine.register import Patch, Target
+    from sglang_commfix.engine.register import Clause, Patch, Target
     from sglang_commfix.engine.source import Source
+    from sglang_commfix.engine.tree import Stands
 
 HISTORIES = PATCHES.parent / "tests" / "patches"
 ROOT = "python"  # the folder of a checkout that holds sglang/
@@ -198,6 +199,10 @@ class SharedTree(Tree):
     def fingerprint(self, target: Target) -> str | None:
         """Return the fingerprint of ``target``; ``None`` if it is absent."""
         return self._once(target.module, target, super().fingerprint, target)
+
+    def stands(self, clause: Clause) -> Stands:
+        """Find a clause, and work out its form."""
+        return self._once(clause.target.module, clause.key, super().stands, clause)
 
     def _once(
         self, module: str, what: Hashable, make: Callable[[Given], Made], given: Given

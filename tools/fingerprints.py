@@ -31,9 +31,9 @@ from sglang_commfix.files import KEY, Sglang
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from sglang_commfix.engine.register import Patch, Target
+    from sglang_commfix.engine.register import Patch
 
 PATCHES = Path(__file__).resolve().parent.parent / "patches"
 FIRST = Version("0.5.1")
@@ -97,28 +97,29 @@ def _download(release: str, folder: Path) -> Path:
     raise SystemExit(f"sglang {release} cannot be downloaded:\n{result.stderr}")
 
 
-def fingerprints_of(tree: Tree, targets: Sequence[Target]) -> dict[Target, str | None]:
-    """Fingerprint every target of one release."""
-    return {target: tree.fingerprint(target) for target in targets}
+def fingerprints_of(tree: Tree, patches: Iterable[Patch]) -> dict[str, str | None]:
+    """Return what one release has: the fingerprint of every target, the form of every clause."""
+    found: dict[str, str | None] = {}
+    for patch in patches:
+        found |= {str(target): tree.fingerprint(target) for target in patch.targets}
+        found |= {clause.key: tree.stands(clause).form for clause in patch.clauses}
+    return found
 
 
-def render(
-    releases: Sequence[str], patch: Patch, table: dict[str, dict[Target, str | None]]
-) -> str:
+def render(releases: Sequence[str], patch: Patch, table: dict[str, dict[str, str | None]]) -> str:
     """Write a patch's fingerprints as runs of releases with one value, one run a line."""
     blocks = []
-    for target in patch.targets:
+    names = [*map(str, patch.targets), *(clause.key for clause in patch.clauses)]
+    for name in dict.fromkeys(names):
         runs = []
-        for value, group in groupby(releases, key=lambda release: table[release][target]):
+        for value, group in groupby(releases, key=lambda release: table[release][name]):
             members = list(group)
             runs.append(f"    {json.dumps([members[0], members[-1], value])}")
-        blocks.append(f'  "{target}": [\n' + ",\n".join(runs) + "\n  ]")
+        blocks.append(f"  {json.dumps(name)}: [\n" + ",\n".join(runs) + "\n  ]")
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
-def changes(
-    release: str, before: str, table: Mapping[str, Mapping[Target, str | None]]
-) -> list[str]:
+def changes(release: str, before: str, table: Mapping[str, Mapping[str, str | None]]) -> list[str]:
     """Say what ``release`` changes at each target, for the maintainer who reviews it."""
     older = list(table)[: list(table).index(release)]
     lines = []
@@ -146,11 +147,11 @@ def main() -> int:
     listed = PATCHES / "releases.json"
     releases = json.loads(listed.read_text(encoding="utf-8")) if arguments.offline else published()
     files = wanted_files(register.patches)
-    targets = [target for patch in register.patches for target in patch.targets]
     table = {}
     for number, release in enumerate(releases, 1):
         print(f"\r{number}/{len(releases)} {release:12}", end="", file=sys.stderr, flush=True)
-        table[release] = fingerprints_of(Tree(Sglang(fetch(release, files) / "sglang")), targets)
+        tree = Tree(Sglang(fetch(release, files) / "sglang"))
+        table[release] = fingerprints_of(tree, register.patches)
     print(file=sys.stderr)
     known = json.loads(listed.read_text(encoding="utf-8"))
     for before, release in pairwise(releases):

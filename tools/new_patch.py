@@ -56,12 +56,28 @@ id = "{id}"
 # When this entry can go.
 #drop = "When sglang is ... or newer."
 
-# Optional, any number: code that is not edited, but without which the fault is not there.
-#[[witness]]
+# Optional, any number: what is not edited, and has to be there for the fault to be there.
+#[[faulty]]
 # The module.
 #module = "sglang.srt.layers.communicator"
 # The class or function in it, by its qualified name.
 #scope = "LayerCommunicator.postprocess_layer"
+# Optional: whole neighbouring statements, once in the scope. Without it the scope has to exist.
+#find = "return hidden_states, residual"
+# Optional: the affected releases that show the fault by it.
+#releases = ">=0.5.11,<0.5.12"
+# What it shows.
+#why = "the consumer reduces"
+
+# Any number: what shows, each by itself, that the fault is not there: each form of the fix, and of
+# the code before the fault. Keys as above; the releases are those in which it stands.
+#[[sound]]
+# The module.
+#module = "sglang.srt.layers.communicator"
+# In place of scope and find: names, none of which the module mentions. So it is without a module.
+#unmentioned = ["should_use_reduce_scatter"]
+# What it shows.
+#why = "there is no consumer"
 
 # One or more: what is changed.
 #[[edit]]

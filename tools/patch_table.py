@@ -30,7 +30,7 @@ concerned, and `locks.json` what is decided there, with the text that will run. 
 lists those releases, `keys.json` the digest by which a server finds their locks.
 [CONTRIBUTING.md](../CONTRIBUTING.md) says how to add one.
 
-| patch | upstream | kind | sglang | fixed in | edits | relies on |
+| patch | upstream | kind | sglang | fixed in | edits | decided by |
 |---|---|---|---|---|---|---|
 """
 
@@ -93,7 +93,7 @@ def _row(patch: Patch) -> str:
         f"{patch.fingerprints.spans(affected)} ({len(affected)} in all)",
         patch.fixed_in,
         _cell(dict.fromkeys(str(edit.target) for edit in patch.edits)),
-        _cell(dict.fromkeys(map(str, patch.witnesses))),
+        _cell(dict.fromkeys(str(one.target) for one in (*patch.faulty, *patch.sound))),
     ]
     return f"| {' | '.join(cells)} |\n"
 

@@ -1,7 +1,9 @@
 """The version guard: one decision for each patch, from what the files hold.
 
-Version strings lie, so the source decides: the fingerprints of everything that a patch edits or
-relies on are looked up among those of the published releases.
+Version strings lie, so the source decides, and it is asked twice. What shows the fault, and what
+shows that it is not there, are statements: a tree may have been edited anywhere else. The second
+opinion are the fingerprints of whole functions, where they are those of a published release; the
+two must not disagree.
 """
 
 from __future__ import annotations
@@ -13,15 +15,14 @@ from packaging.version import Version
 
 from sglang_commfix import __version__
 from sglang_commfix.engine.errors import AnchorError, SourceError
-from sglang_commfix.engine.fingerprint import find_scope, fingerprint, parse
-from sglang_commfix.engine.rewrite import Place, find_anchor, find_results, take_out
+from sglang_commfix.engine.fingerprint import find_scope
+from sglang_commfix.engine.rewrite import anchors_in, find_anchor
 
 
 if TYPE_CHECKING:
-    import ast
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from sglang_commfix.engine.register import Edit, Patch, Register, Target
+    from sglang_commfix.engine.register import Clause, Edit, Patch, Register, Target, Variant
     from sglang_commfix.engine.tree import Tree
 
 Verdict = Literal["apply", "not-needed", "refused"]
@@ -38,6 +39,7 @@ class Finding:
         found: the fingerprint of each target (``None``: absent), as far as they could be read.
         edits: the edits to be made; empty unless the verdict is ``apply``.
         needed: whether this sglang has the fault, whatever was selected; ``None``: unknown.
+        released: whether everything that it edits is as in a published release.
 
     """
 
@@ -47,6 +49,7 @@ class Finding:
     found: Mapping[Target, str | None]
     edits: tuple[Edit, ...] = ()
     needed: bool | None = None
+    released: bool = False
 
     def refused(self, reason: str) -> Finding:
         """Return the same decision, refused."""
@@ -57,204 +60,209 @@ def decide(
     register: Register, tree: Tree, allow: Collection[str] = (), known: Collection[str] = ()
 ) -> list[Finding]:
     """Find out for each patch of the register, but those ``known``, whether this tree needs it."""
-    guard = _Guard(register, tree)
     wanted = [patch for patch in register.patches if patch.id not in known]
-    return [guard.decide(patch, patch.id in allow) for patch in wanted]
+    return [_decide(tree, patch, patch.id in allow) for patch in wanted]
 
 
-class _Guard:
-    def __init__(self, register: Register, tree: Tree) -> None:
-        self.register = register
-        self.tree = tree
-        self._unpatched: _Unpatched | None = None
-
-    def decide(self, patch: Patch, allowed: bool) -> Finding:
-        found: dict[Target, str | None] = {}
-        try:
-            for target in patch.targets:
-                found[target] = self.tree.fingerprint(target)
-        except SourceError as error:
-            return Finding(patch, "refused", f"{error}. Reinstall sglang", found)
-        decision = self._absent(patch, found) or self._known(patch, found)
-        return decision or self._unknown(patch, found, allowed)
-
-    def _absent(self, patch: Patch, found: Mapping[Target, str | None]) -> Finding | None:
-        """Decide if this sglang has nothing of what the patch would edit.
-
-        Nothing is left to be done then, unless this is one of the releases that have it all, and a
-        file is missing; or a witness is still as it is where the fault is, so that what is edited
-        may have been moved or renamed.
-        """
-        edited = [edit.target for edit in patch.edits if edit.target.scope]
-        if any(found[target] is not None for target in edited):
-            return None
-        version = self.tree.version
-        if version is not None and patch.affected.contains(version, True):
-            missing = ", ".join(str(target) for target in dict.fromkeys(edited))
-            reason = f"sglang {version} should have {missing}, and has not. Reinstall sglang"
-            return Finding(patch, "refused", reason, found)
-        if doubt := _left_behind(patch, found):
-            return Finding(patch, "refused", doubt, found)
-        if version is not None and version >= Version(patch.fixed_in):
-            reason = _fixed_since(patch)
-        else:
-            reason = "what the patch is for is not in this sglang"
-        return Finding(patch, "not-needed", reason, found, needed=False)
-
-    def _known(self, patch: Patch, found: Mapping[Target, str | None]) -> Finding | None:
-        """Decide if the targets are those of a published release."""
-        releases = patch.fingerprints.releases_with(found)
-        affected = [release for release in releases if patch.affected.contains(release, True)]
-        if affected:
-            like = patch.fingerprints.spans(affected)
-            reason = f"the source is that of sglang {like}, which has the fault"
-            edits = patch.edits_for(affected[0])
-            return Finding(patch, "apply", reason, found, edits, needed=True)
-        if not releases:
-            return None
-        if Version(releases[0]) >= Version(patch.fixed_in):
-            reason = _fixed_since(patch)
-        else:
-            like = patch.fingerprints.spans(releases)
-            reason = f"the source is that of sglang {like}, which does not have the fault"
-        return Finding(patch, "not-needed", reason, found, needed=False)
-
-    def _unknown(self, patch: Patch, found: Mapping[Target, str | None], allowed: bool) -> Finding:
-        if self._unpatched is None:
-            self._unpatched = _Unpatched(self.register, self.tree)
-        if patch.id in self._unpatched.patches:
-            reason = "the file on disk is patched already, as `sglang-commfix export` would"
-            return Finding(patch, "not-needed", reason, found, needed=False)
-        before = {target: self._unpatched.fingerprint(target) for target in found}
-        if before != found and (decision := self._known(patch, before)):
-            return replace(decision, found=found)
-        unknown = self._what_is_unknown(patch, found)
-        if not allowed:
-            return Finding(
-                patch,
-                "refused",
-                f"{unknown}. If the fault is here, make a lock of this sglang with "
-                f"`sglang-commfix lock --allow {patch.id}`, and keep it if what "
-                f"`sglang-commfix diff {patch.id}` shows then is right",
-                found,
-            )
-        variants = [edits for edits in patch.variants() if self._matches(edits)]
-        if len(variants) != 1:
-            return Finding(
-                patch,
-                "refused",
-                f"{unknown}, and the text to be changed is not there exactly once",
-                found,
-            )
-        return Finding(patch, "apply", f"allowed although {unknown}", found, variants[0])
-
-    def _what_is_unknown(self, patch: Patch, found: Mapping[Target, str | None]) -> str:
-        known, version = patch.fingerprints, self.tree.version
-        oldest = known.releases[0]
-        who = f"sglang-commfix {__version__} knows"
-        if version is not None and version < Version(oldest):
-            return f"sglang {version} is older than {oldest}, the oldest release that {who}"
-        says = f"this sglang says it is {self.tree.says}"
-        if version is None:
-            says = "this sglang does not say which version it is"
-        odd = [t for t, value in found.items() if value not in known.targets.get(t, ())]
-        if odd:
-            return f"{', '.join(map(str, odd))} is not as in any release that {who} ({says})"
-        like = "; ".join(
-            f"{target} as in {known.spans(known.releases_with({target: value}))}"
-            for target, value in found.items()
-        )
-        return f"no release that {who} has all of this together: {like} ({says})"
-
-    def _matches(self, edits: Sequence[Edit]) -> bool:
-        for edit in edits:
-            try:
-                tree = self.tree.tree(edit.target.module)
-                if tree is None:
-                    return False
-                if edit.operation != "append":
-                    find_anchor(tree, edit)
-            except (AnchorError, SourceError):
-                return False
-        return True
+def _decide(tree: Tree, patch: Patch, allowed: bool) -> Finding:
+    found: dict[Target, str | None] = {}
+    try:
+        for target in patch.targets:
+            found[target] = tree.fingerprint(target)
+        finding = by_statements(tree, patch, found)
+    except SourceError as error:
+        return Finding(patch, "refused", f"{error}. Reinstall sglang", found)
+    whole = as_released(patch, found)
+    if whole is not None and finding.verdict == whole.verdict:
+        return whole
+    if whole is not None and finding.verdict != "refused":
+        return finding.refused(f"{whole.reason}, but {finding.reason}")
+    if finding.verdict == "refused":
+        return _let_through(tree, finding, allowed)
+    return finding
 
 
-class _Unpatched:
-    """The installed source with every exported patch taken out again.
+def as_released(patch: Patch, found: Mapping[Target, str | None]) -> Finding | None:
+    """Decide by the fingerprints of whole functions, if a published release has all of them."""
+    known = patch.fingerprints
+    releases = known.releases_with(found)
+    affected = [release for release in releases if patch.affected.contains(release, True)]
+    if affected:
+        reason = f"the source is that of sglang {known.spans(affected)}, which has the fault"
+        edits = patch.edits_for(affected[0])
+        return Finding(patch, "apply", reason, found, edits, needed=True, released=True)
+    if not releases:
+        return None
+    if Version(releases[0]) >= Version(patch.fixed_in):
+        reason = f"sglang has the fix since {patch.fixed_in}"
+    else:
+        like = known.spans(releases)
+        reason = f"the source is that of sglang {like}, which does not have the fault"
+    return Finding(patch, "not-needed", reason, found, needed=False, released=True)
 
-    Attributes:
-        patches: ids of the patches that are on disk: without them, their targets are those of a
-            release that they affect.
+
+def by_statements(tree: Tree, patch: Patch, found: Mapping[Target, str | None]) -> Finding:
+    """Decide by the statements that show the fault, or show that it is not there.
+
+    Raises:
+        SourceError: a file cannot be read or parsed, or a scope is defined more than once.
 
     """
+    return _Statements(tree, patch, found).decide()
 
-    def __init__(self, register: Register, tree: Tree) -> None:
-        self._tree_as_installed = tree
-        self._trees: dict[str, ast.Module] = {}
-        candidates = list(register.patches)
-        while True:
-            self._trees.clear()
-            there = [patch for patch in reversed(candidates) if self._take_out(patch)]
-            recognised = [patch for patch in candidates if patch in there and self._affects(patch)]
-            if len(recognised) == len(candidates):
-                break
-            candidates = recognised
-        self.patches = {patch.id for patch in recognised}
 
-    def fingerprint(self, target: Target) -> str | None:
-        """Return the fingerprint of ``target`` without the patches; ``None`` if it is absent."""
-        tree = self._tree(target.module)
-        scope = None if tree is None else find_scope(tree, target.scope)
-        return None if scope is None else fingerprint(scope)
+class _Statements:
+    """What one tree shows about one fault, statement by statement."""
 
-    def _tree(self, module: str) -> ast.Module | None:
-        return self._trees.get(module) or self._tree_as_installed.tree(module)
+    def __init__(self, tree: Tree, patch: Patch, found: Mapping[Target, str | None]) -> None:
+        self._tree = tree
+        self._patch = patch
+        self._found = found
+        self._known = patch.fingerprints
 
-    def _take_out(self, patch: Patch) -> bool:
-        for edits in patch.variants():
-            places: list[Place] = []
-            try:
-                for module in dict.fromkeys(edit.target.module for edit in edits):
-                    tree = self._own_tree(module)
-                    places += find_results(tree, [e for e in edits if e.target.module == module])
-            except (AnchorError, SourceError):
-                continue
-            take_out(places)
-            return True
-        return False
+    def decide(self) -> Finding:
+        patch = self._patch
+        if missing := self._missing():
+            return self._finding("refused", missing)
+        for variant in patch.variants():
+            if all(self._is_made(edit) for edit in variant.edits):
+                reason = "what it puts in is there already, as after `sglang-commfix export`"
+                return self._finding("not-needed", reason, needed=False)
+        faulty = next((one for one in patch.variants() if not any(self._odd(one))), None)
+        sound = next((one for one in patch.sound if self._is_there(one)), None)
+        if sound is None:
+            if faulty is None:
+                return self._finding("refused", self._doubt())
+            return self._finding("apply", self._like(faulty), needed=True, edits=faulty.edits)
+        why = f"{sound.why} ({self._place(sound)})"
+        # Where new text is only put in, its anchor stands there with the fix as well as without.
+        if faulty is None or all(edit.operation != "replace" for edit in faulty.edits):
+            return self._finding("not-needed", why, needed=False)
+        return self._finding("refused", f"the fault is there, and so is what excludes it: {why}")
 
-    def _own_tree(self, module: str) -> ast.Module:
-        """Parse ``module`` anew, so that it can be changed."""
-        source = self._tree_as_installed.source(module)
-        if source is None:
-            raise SourceError(f"there is no {module}")
-        if module not in self._trees:
-            self._trees[module] = parse(source)
-        return self._trees[module]
+    def _finding(
+        self,
+        verdict: Verdict,
+        reason: str,
+        *,
+        needed: bool | None = None,
+        edits: tuple[Edit, ...] = (),
+    ) -> Finding:
+        return Finding(self._patch, verdict, reason, self._found, edits, needed)
 
-    def _affects(self, patch: Patch) -> bool:
+    def _missing(self) -> str | None:
+        """Say so if this is one of the releases that have the fault, and a file is not there."""
+        version = self._tree.version
+        if version is None or not self._patch.affected.contains(version, True):
+            return None
+        gone = [name for name in self._patch.modules if self._tree.source(name) is None]
+        edited = [edit.target.module for edit in self._patch.edits]
+        if not set(gone) & set(edited):
+            return None
+        return f"sglang {version} should have {', '.join(gone)}, and has not. Reinstall sglang"
+
+    def _is_there(self, clause: Clause) -> bool:
+        return self._tree.stands(clause).form in clause.forms(self._known)
+
+    def _is_made(self, edit: Edit) -> bool:
+        """Tell whether the new text is where the edit would put it."""
+        tree = self._tree.tree(edit.target.module)
+        scope = tree and (find_scope(tree, edit.target.scope) if edit.target.scope else tree)
+        return scope is not None and len(anchors_in(scope, edit.result)) == 1
+
+    def _odd(self, variant: Variant) -> Iterator[str]:
+        """Yield what keeps ``variant`` of the fault from being there."""
+        for edit in variant.edits:
+            if edit.operation != "append" and self._is_made(edit):
+                yield f"{edit.target} has the new text already"
+        for clause in variant.clauses:
+            if not self._is_there(clause):
+                yield self._instead(clause)
+
+    def _instead(self, clause: Clause) -> str:
+        """Say what is there in place of a clause."""
+        what, stands = clause.target, self._tree.stands(clause)
+        lines = ", ".join(map(str, stands.lines))
+        if clause.unmentioned:
+            return f"{what} mentions {' or '.join(clause.unmentioned)}"
+        if self._tree.tree(what.module) is None:
+            return f"there is no {what.module}"
+        if not what.scope:
+            return f"what the new text takes from {what} is bound as in no release"
+        if not clause.find:
+            return f"there is no {what}"
+        if stands.form is not None:
+            return f"what line {lines} relies on in {what} is as in no release with the fault"
+        if lines:
+            return f"what it looks for stands in {what} more than once (lines {lines})"
+        return f"what it looks for stands nowhere in {what}"
+
+    def _like(self, variant: Variant) -> str:
+        known = self._known
+        stands = {clause.key: self._tree.stands(clause).form for clause in variant.clauses}
+        alike = [
+            release
+            for index, release in enumerate(known.releases)
+            if self._patch.affected.contains(release, True)
+            and all(known.clauses[key][index] == form for key, form in stands.items())
+        ]
+        like = f"as in sglang {known.spans(alike)}" if alike else "as in releases with the fault"
+        changed = [
+            target
+            for target, value in self._found.items()
+            if not known.releases_with({target: value})
+        ]
+        if not changed:
+            return f"{like} where it matters"
+        return f"{like} where it matters; {', '.join(map(str, changed))} changed elsewhere"
+
+    def _place(self, clause: Clause) -> str:
+        lines = self._tree.stands(clause).lines
+        if clause.unmentioned:
+            return f"{clause.target} does not mention {' or '.join(clause.unmentioned)}"
+        return f"{clause.target}, line {lines[0]}"
+
+    def _doubt(self) -> str:
+        """Say where this tree is neither faulty nor sound, for the variant that is nearest."""
+        version, oldest = self._tree.version, self._known.releases[0]
+        if version is not None and version < Version(oldest) and not version.is_devrelease:
+            who = f"sglang-commfix {__version__} knows"
+            return f"sglang {version} is older than {oldest}, the oldest release that {who}"
+        variants = (list(self._odd(variant)) for variant in self._patch.variants())
+        odd = min(variants, key=len, default=[])
+        more = f", and {len(odd) - 2} more" if len(odd) > 2 else ""
+        says = f"this sglang says it is {self._tree.says}"
+        if version is None:
+            says = "this sglang does not say which version it is"
+        return f"neither the fault nor its fix is known here: {'; '.join(odd[:2])}{more} ({says})"
+
+
+def _let_through(tree: Tree, finding: Finding, allowed: bool) -> Finding:
+    """Apply what was refused, if its owner allows it and every anchor is there exactly once."""
+    patch = finding.patch
+    if not allowed:
+        return finding.refused(
+            f"{finding.reason}. If the fault is here, make a lock of this sglang with "
+            f"`sglang-commfix lock --allow {patch.id}`, and keep it if what "
+            f"`sglang-commfix diff {patch.id}` shows then is right"
+        )
+    variants = [one.edits for one in patch.variants() if _anchored(tree, one.edits)]
+    if len(set(variants)) != 1:
+        return finding.refused(
+            f"{finding.reason}, and the text to be changed is not there exactly once"
+        )
+    reason = f"allowed although {finding.reason}"
+    return replace(finding, verdict="apply", reason=reason, edits=variants[0])
+
+
+def _anchored(tree: Tree, edits: Sequence[Edit]) -> bool:
+    for edit in edits:
         try:
-            found = {target: self.fingerprint(target) for target in patch.targets}
-        except SourceError:
+            module = tree.tree(edit.target.module)
+            if module is None:
+                return False
+            if edit.operation != "append":
+                find_anchor(module, edit)
+        except (AnchorError, SourceError):
             return False
-        releases = patch.fingerprints.releases_with(found)
-        return any(patch.affected.contains(release, True) for release in releases)
-
-
-def _fixed_since(patch: Patch) -> str:
-    return f"sglang has the fix since {patch.fixed_in}"
-
-
-def _left_behind(patch: Patch, found: Mapping[Target, str | None]) -> str | None:
-    """Say which witness is as it is where the fault is, although nothing to be edited is there."""
-    known = patch.fingerprints
-    if known.releases_with(found):
-        return None
-    for target in patch.witnesses:
-        alike = known.releases_with({target: found[target]}) if found[target] else ()
-        faulty = [release for release in alike if release in patch.affected_releases]
-        if faulty:
-            edited = ", ".join({str(edit.target): None for edit in patch.edits if edit.find})
-            like = f"{target} is as in {known.spans(faulty)}, which has the fault"
-            return f"{edited} is not there, but {like}: the code may have been moved or renamed"
-    return None
+    return True

@@ -109,7 +109,7 @@ def _splices(tree: Tree, finding: Finding) -> list[Splice]:
         edits = [edit for edit in finding.edits if edit.target.module == module]
         changes = [locate(syntax, finding.patch.id, edit) for edit in edits]
         # For the source of a release, tests have shown that the result compiles.
-        after = rewrite(source, syntax, changes, compiled=not finding.needed)
+        after = rewrite(source, syntax, changes, compiled=not finding.released)
         own = [
             _splice(source, syntax, edit, one)
             for edit, one in zip(edits, splices_of(source, changes), strict=True)

@@ -87,6 +87,58 @@ class Edit:
             return [*self.anchor, *self.added]
         return self.added
 
+    @property
+    def clause(self) -> Clause:
+        """What has to be there for the edit to do what it does on a release."""
+        kept = self.operation in {"before", "after"}
+        return Clause(self.target, self.find, self.text, kept, True, (), "", self.releases)
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One thing that shows the fault to be there, or not to be there.
+
+    It is *there* in a tree if what it names stands in its scope exactly once, in a form that one of
+    ``releases`` has; see :mod:`sglang_commfix.engine.reliance` for what a form is.
+
+    Attributes:
+        target: the scope; a module for appended text, and for names mentioned nowhere in it.
+        find: the statements. Empty: that the scope exists.
+        text: new text at that place; empty where the place is only looked at.
+        kept: whether new text leaves ``find`` where it is.
+        deep: whether the definitions count that reach it. Not for what shows the fault not to be
+            there: it is enough that the statements are there, and reached as in a release.
+        unmentioned: names none of which occurs anywhere in the scope, which is there; or in the
+            module, which may be absent.
+        why: what it shows, for people. Empty for edits.
+        releases: the published releases in which it is there.
+
+    """
+
+    target: Target
+    find: str
+    text: str
+    kept: bool
+    deep: bool
+    unmentioned: tuple[str, ...]
+    why: str
+    releases: SpecifierSet
+
+    @property
+    def key(self) -> str:
+        """Its name in ``fingerprints.json``."""
+        what = [self.find, self.text, self.kept, self.deep, self.unmentioned]
+        return f"{self.target} #{short_digest(json.dumps(what).encode())[:8]}"
+
+    def forms(self, known: Fingerprints) -> frozenset[str]:
+        """Return the forms that it has in its releases."""
+        own = (
+            value
+            for release, value in zip(known.releases, known.clauses[self.key], strict=True)
+            if self.releases.contains(release, True)
+        )
+        return frozenset(value for value in own if value is not None)
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -113,11 +165,13 @@ class Fingerprints:
     Attributes:
         releases: every release that was read, oldest first.
         targets: for each target, its fingerprint in each of ``releases`` (``None``: absent).
+        clauses: for each clause, by its key, its form in each (``None``: not there exactly once).
 
     """
 
     releases: tuple[str, ...]
     targets: Mapping[Target, tuple[str | None, ...]]
+    clauses: Mapping[str, tuple[str | None, ...]]
 
     def releases_with(self, found: Mapping[Target, str | None]) -> tuple[str, ...]:
         """Return the releases in which every target is exactly as ``found``."""
@@ -142,6 +196,8 @@ class Patch:
     """An entry of the register. The texts are for people; see ``CONTRIBUTING.md``.
 
     ``fixes`` holds the numbers of the upstream pull requests whose published version has the fault.
+    ``faulty`` is what has to be there for the fault, beside what is edited, and ``sound`` what
+    shows, each by itself, that it is not.
     """
 
     id: str
@@ -154,8 +210,9 @@ class Patch:
     links: tuple[str, ...]
     requires: tuple[str, ...]
     conflicts: tuple[str, ...]
-    witnesses: tuple[Target, ...]
     edits: tuple[Edit, ...]
+    faulty: tuple[Clause, ...]
+    sound: tuple[Clause, ...]
     differences: tuple[Difference, ...]
     fingerprints: Fingerprints
     title: str
@@ -172,15 +229,20 @@ class Patch:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """Everything that is fingerprinted: what is edited, and what proves the fault."""
+        """The scopes that are fingerprinted whole: what is edited, and what shows the fault."""
         scopes = [edit.target for edit in self.edits if edit.target.scope]
-        return tuple(dict.fromkeys([*scopes, *self.witnesses]))
+        scopes += [clause.target for clause in self.faulty if clause.target.scope]
+        return tuple(dict.fromkeys(scopes))
+
+    @property
+    def clauses(self) -> tuple[Clause, ...]:
+        """Everything whose form is looked at."""
+        return (*(edit.clause for edit in self.edits), *self.faulty, *self.sound)
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Every module that it edits or relies on."""
-        edited = [edit.target.module for edit in self.edits]
-        return tuple(dict.fromkeys([*edited, *(target.module for target in self.witnesses)]))
+        """Every module that it edits, or that it is decided by."""
+        return tuple(dict.fromkeys(clause.target.module for clause in self.clauses))
 
     @property
     def digest(self) -> str:
@@ -190,8 +252,12 @@ class Patch:
             for e in self.edits
         ]
         targets = {str(target): values for target, values in self.fingerprints.targets.items()}
-        known = [self.fingerprints.releases, targets, [str(one) for one in self.witnesses]]
-        everything = [self.fixed_in, self.range, edits, known]
+        known = [self.fingerprints.releases, targets, self.fingerprints.clauses]
+        clauses = [
+            [one.key, one.why, sorted(map(str, one.releases))]
+            for one in (*self.faulty, *self.sound)
+        ]
+        everything = [self.fixed_in, self.range, edits, known, clauses]
         return short_digest(json.dumps(everything, sort_keys=True).encode())
 
     @property
@@ -203,9 +269,33 @@ class Patch:
         """Return the edits that ``release`` takes."""
         return tuple(edit for edit in self.edits if edit.releases.contains(release, True))
 
-    def variants(self) -> tuple[tuple[Edit, ...], ...]:
-        """Return the distinct sets of edits that affected releases take."""
-        return tuple(dict.fromkeys(self.edits_for(release) for release in self.affected_releases))
+    def variants(self) -> tuple[Variant, ...]:
+        """Return the distinct sets of edits that affected releases take, and what shows the fault.
+
+        Releases that take the same edits and show the fault by the same clauses are one variant.
+        """
+        return tuple(
+            dict.fromkeys(
+                Variant(
+                    self.edits_for(release),
+                    tuple(one for one in self.faulty if one.releases.contains(release, True)),
+                )
+                for release in self.affected_releases
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of a fault: what is edited, and what has to be there beside it."""
+
+    edits: tuple[Edit, ...]
+    faulty: tuple[Clause, ...]
+
+    @property
+    def clauses(self) -> tuple[Clause, ...]:
+        """All that has to be there."""
+        return (*(edit.clause for edit in self.edits), *self.faulty)
 
 
 @dataclass(frozen=True)
@@ -290,8 +380,10 @@ def _load_patch(file: Path, complete: bool) -> Patch:
 
 
 def _check_fingerprints(patch: Patch) -> None:
-    if missing := set(patch.targets) - patch.fingerprints.targets.keys():
-        names = ", ".join(sorted(map(str, missing)))
+    known = patch.fingerprints
+    wanted = {*map(str, patch.targets), *(clause.key for clause in patch.clauses)}
+    if missing := wanted - {*map(str, known.targets), *known.clauses}:
+        names = ", ".join(sorted(missing))
         raise ValueError(f"fingerprints.json lacks {names}: run tools/fingerprints.py")
 
 
@@ -314,8 +406,9 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
         links=tuple(data["links"]),
         requires=tuple(data.get("requires", ())),
         conflicts=tuple(data.get("conflicts", ())),
-        witnesses=tuple(_target(item) for item in data.get("witness", ())),
         edits=edits,
+        faulty=tuple(_clause(item, affected, deep=True) for item in data.get("faulty", ())),
+        sound=tuple(_clause(item, SpecifierSet(), deep=False) for item in data.get("sound", ())),
         differences=tuple(_difference(item, affected) for item in data.get("difference", ())),
         fingerprints=_fingerprints(folder),
         **{name: data[name].strip() for name in _TEXTS},
@@ -356,6 +449,18 @@ def _edit(folder: Path, item: dict[str, Any], affected: SpecifierSet) -> Edit:
     return Edit(target, operation, find, text, releases)
 
 
+def _clause(item: Mapping[str, Any], releases: SpecifierSet, *, deep: bool) -> Clause:
+    target = _target(item)
+    unmentioned = tuple(item.get("unmentioned", ()))
+    if not (unmentioned or target.scope) or (unmentioned and "find" in item):
+        raise ValueError(f"{target}: a clause has a scope, and `find` or not, or `unmentioned`")
+    find = _statements(item["find"]) if "find" in item else ""
+    ast.parse(find)
+    if "releases" in item:
+        releases = SpecifierSet(item["releases"])
+    return Clause(target, find, "", True, deep, unmentioned, item["why"].strip(), releases)
+
+
 def _difference(item: Mapping[str, Any], affected: SpecifierSet) -> Difference:
     ast.parse(item["when"], mode="eval")
     releases = SpecifierSet(item["releases"]) if "releases" in item else affected
@@ -367,17 +472,21 @@ def _statements(text: str) -> str:
 
 
 def _fingerprints(folder: Path) -> Fingerprints:
-    """Read ``fingerprints.json``: for each target, runs of releases that share a fingerprint."""
+    """Read ``fingerprints.json``: for each target and clause, runs of releases with one value."""
     file = folder / "fingerprints.json"
     releases = json.loads((folder.parent / "releases.json").read_text(encoding="utf-8"))
     if not file.is_file():
-        return Fingerprints(tuple(releases), {})
+        return Fingerprints(tuple(releases), {}, {})
     targets: dict[Target, tuple[str | None, ...]] = {}
+    clauses: dict[str, tuple[str | None, ...]] = {}
     for name, runs in json.loads(file.read_text(encoding="utf-8")).items():
         values = [value for count, value in _run_lengths(releases, runs) for _ in range(count)]
-        module, _, scope = name.partition(":")
-        targets[Target(module, scope)] = tuple(values)
-    return Fingerprints(tuple(releases), targets)
+        if "#" in name:
+            clauses[name] = tuple(values)
+        else:
+            module, _, scope = name.partition(":")
+            targets[Target(module, scope)] = tuple(values)
+    return Fingerprints(tuple(releases), targets, clauses)
 
 
 def _run_lengths(

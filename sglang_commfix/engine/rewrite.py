@@ -90,7 +90,10 @@ def find_anchor(tree: ast.Module, edit: Edit) -> Anchor:
         SourceError: the scope is defined more than once.
 
     """
-    anchors = _matches(tree, edit, edit.anchor)
+    scope = find_scope(tree, edit.target.scope)
+    if scope is None:
+        raise AnchorError(f"there is no {edit.target}")
+    anchors = anchors_in(scope, edit.anchor)
     if len(anchors) != 1:
         where = ", ".join(str(anchor.first.lineno) for anchor in anchors)
         times = f"{len(anchors)} times (lines {where})" if anchors else "nowhere"
@@ -98,10 +101,8 @@ def find_anchor(tree: ast.Module, edit: Edit) -> Anchor:
     return anchors[0]
 
 
-def _matches(tree: ast.Module, edit: Edit, wanted: Sequence[ast.stmt]) -> list[Anchor]:
-    scope = find_scope(tree, edit.target.scope)
-    if scope is None:
-        raise AnchorError(f"there is no {edit.target}")
+def anchors_in(scope: ast.AST, wanted: Sequence[ast.stmt]) -> list[Anchor]:
+    """Find every place in ``scope`` where the statements ``wanted`` stand, however formatted."""
     forms, kinds = _forms(wanted), [type(statement) for statement in wanted]
     return [
         Anchor(suite, start, start + len(forms))
@@ -116,38 +117,6 @@ def _matches(tree: ast.Module, edit: Edit, wanted: Sequence[ast.stmt]) -> list[A
 def _all_suites(scope: ast.AST) -> Iterator[list[ast.stmt]]:
     for node in ast.walk(scope):
         yield from suites(node)
-
-
-Place = tuple["Edit", Anchor]
-
-
-def find_results(tree: ast.Module, edits: Sequence[Edit]) -> list[Place]:
-    """Find where ``edits`` have been made in ``tree``.
-
-    Raises:
-        AnchorError: an edit has not been made, or what it leaves stands there more than once.
-        SourceError: a scope is defined more than once.
-
-    """
-    places = []
-    for edit in edits:
-        if edit.operation == "append":
-            count = len(edit.added)
-            anchor = Anchor(tree.body, len(tree.body) - count, len(tree.body))
-            tail = tree.body[anchor.start :]
-            anchors = [anchor] if _forms(tail) == _forms(edit.added) else []
-        else:
-            anchors = _matches(tree, edit, edit.result)
-        if len(anchors) != 1:
-            raise AnchorError(f"{edit.target} is not patched")
-        places.append((edit, anchors[0]))
-    return places
-
-
-def take_out(places: Sequence[Place]) -> None:
-    """Put the anchors back where :func:`find_results` found their edits made."""
-    for suite, own in _by_suite(places):
-        suite[:] = _rebuilt(suite, [(0, a.start, a.stop, edit.anchor) for edit, a in own])
 
 
 def _forms(statements: Sequence[ast.stmt]) -> list[str]:
@@ -284,9 +253,10 @@ def _piece(edit: Edit, anchor: Anchor) -> tuple[int, int, int, list[ast.stmt]]:
     return _RANKS[edit.operation], at, stop, edit.added
 
 
-def _by_suite(
-    places: Sequence[Place],
-) -> list[tuple[list[ast.stmt], list[Place]]]:
+Place = tuple["Edit", Anchor]
+
+
+def _by_suite(places: Sequence[Place]) -> list[tuple[list[ast.stmt], list[Place]]]:
     groups: dict[int, list[Place]] = {}
     for edit, anchor in places:
         groups.setdefault(id(anchor.suite), []).append((edit, anchor))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
 
 from sglang_commfix.engine.errors import SourceError
 from sglang_commfix.engine.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.engine.reliance import bindings_for, form_of, module_bindings, names_in
+from sglang_commfix.engine.rewrite import anchors_in
 from sglang_commfix.engine.source import Source
 
 
 if TYPE_CHECKING:
-    import ast
-
-    from sglang_commfix.engine.register import Target
+    from sglang_commfix.engine.register import Clause, Target
+    from sglang_commfix.engine.reliance import Bindings
     from sglang_commfix.files import Sglang
 
 # The first in 0.5.7 and later, the second before. Each assigns a literal.
@@ -23,6 +26,20 @@ _VERSION_MODULES = ("sglang._version", "sglang.version")
 _VERSION = re.compile(
     r"""^__version__\s*(?::[^=]+)?=\s*(?:version\s*=\s*)?["']([^"']+)["']""", re.M
 )
+
+
+@dataclass(frozen=True)
+class Stands:
+    """Where a clause stands in a tree, and in which form.
+
+    Attributes:
+        form: its form; ``None`` if it does not stand there exactly once.
+        lines: the lines on which it stands, from 1.
+
+    """
+
+    form: str | None
+    lines: tuple[int, ...] = ()
 
 
 class Tree:
@@ -40,6 +57,9 @@ class Tree:
         self.says = next(filter(None, map(self._version_in, _VERSION_MODULES)), "unknown")
         self._sources: dict[str, Source] = {}
         self._trees: dict[str, ast.Module] = {}
+        self._names: dict[str, frozenset[str]] = {}
+        self._bindings: dict[str, Bindings] = {}
+        self._stands: dict[str, Stands] = {}
 
     def _version_in(self, module: str) -> str | None:
         try:
@@ -94,3 +114,49 @@ class Tree:
         tree = self.tree(target.module)
         scope = None if tree is None else find_scope(tree, target.scope)
         return None if scope is None else fingerprint(scope)
+
+    def stands(self, clause: Clause) -> Stands:
+        """Find a clause, and work out its form.
+
+        Raises:
+            SourceError: the module cannot be read or parsed, or the scope is defined twice.
+
+        """
+        if clause.key not in self._stands:
+            self._stands[clause.key] = self._find(clause)
+        return self._stands[clause.key]
+
+    def _find(self, clause: Clause) -> Stands:
+        module = clause.target.module
+        tree = self.tree(module)
+        scope = find_scope(tree, clause.target.scope) if tree and clause.target.scope else tree
+        if clause.unmentioned:
+            # A function that is not there mentions nothing, and proves nothing.
+            gone = scope is None and bool(clause.target.scope)
+            there = gone or (scope is not None and self._mentions(scope, clause))
+            return Stands(None if there else "unmentioned")
+        if tree is None or scope is None:
+            return Stands(None)
+        added = ast.parse(clause.text).body
+        if isinstance(scope, ast.Module):
+            return Stands(bindings_for(self._bound(module, tree), added).digest)
+        if not clause.find:
+            return Stands("there", (scope.lineno,))
+        anchors = anchors_in(scope, ast.parse(clause.find).body)
+        lines = tuple(anchor.first.lineno for anchor in anchors)
+        if len(anchors) != 1:
+            return Stands(None, lines)
+        bound = self._bound(module, tree) if clause.deep else {}
+        form = form_of(bound, scope, anchors[0], added, kept=clause.kept, deep=clause.deep)
+        return Stands(form.digest, lines)
+
+    def _mentions(self, scope: ast.AST, clause: Clause) -> bool:
+        target = str(clause.target)
+        if target not in self._names:
+            self._names[target] = names_in(scope)
+        return not self._names[target].isdisjoint(clause.unmentioned)
+
+    def _bound(self, module: str, tree: ast.Module) -> Bindings:
+        if module not in self._bindings:
+            self._bindings[module] = module_bindings(tree)
+        return self._bindings[module]

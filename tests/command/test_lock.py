@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, FILE, MODULE, Upstream, edit, patch, write_sglang
+from fake import FAULTY, FILE, MODULE, Upstream, edit, in_doubt, patch, write_sglang
 
 from sglang_commfix.command import cli, own_lock, report
 from sglang_commfix.engine import shipped
@@ -32,7 +32,7 @@ def own_register(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    return write_sglang(tmp_path / "odd", {FILE: FAULTY.replace("> 0", "> 1")})
+    return write_sglang(tmp_path / "odd", {FILE: in_doubt(FAULTY)})
 
 
 def test_it_is_written_beside_sglang_and_says_what_it_decides(

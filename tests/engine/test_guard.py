@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 from fake import (
+    ELSEWHERE,
     FAULTY,
     FILE,
     FIXED,
+    GONE,
     GUARD,
+    MENDED,
     MODULE,
     Upstream,
     dedented,
     edit,
+    in_doubt,
     patch,
     plan,
     reason,
@@ -25,7 +29,8 @@ from fake import (
 from sglang_commfix.engine.register import Register
 
 
-EDITED = FAULTY.replace("size > 0", "size > 1")
+SCOPE = f"{MODULE}:LayerCommunicator.should_fuse"
+EDITED = in_doubt(FAULTY)
 
 
 def decided(
@@ -61,7 +66,12 @@ def test_a_fault_of_upstreams_own_fix_is_named_with_its_repair(tmp_path: Path) -
     upstream.releases["1.4"] = {MODULE: dedented(FIXED.replace("is True", ""))}
     repair = patch("2-repair", affected=">=1.3,<1.4", fixed_in="1.4", fixes=[1])
     repair["edit"] = [edit(find=GUARD.replace(":", " is True:"), replace=GUARD)]
-    register = upstream.register(tmp_path / "patches", patch(), repair)
+    repair["sound"] = [
+        MENDED | {"find": GUARD, "releases": ">=1.4"},
+        {"module": MODULE, "unmentioned": ["scattered"], "why": "the fix is not there"},
+    ]
+    first = patch(sound=[MENDED | {"releases": ">=1.3,<1.4"}, MENDED | {"find": GUARD}, GONE])
+    register = upstream.register(tmp_path / "patches", first, repair)
 
     made = plan(register, write_sglang(tmp_path / "old", {FILE: FAULTY}))
     assert verdicts(made) == {"1-guard": "apply", "2-repair": "not-needed"}
@@ -75,19 +85,20 @@ def test_source_that_never_had_the_fault_is_left_alone(tmp_path: Path) -> None:
     before = FAULTY.replace("size > 0", "bool(size)")
     upstream = Upstream()
     upstream.releases["1.0"] = {MODULE: dedented(before)}
-    register = upstream.register(tmp_path / "patches")
+    scope = {"module": MODULE, "scope": "LayerCommunicator.should_fuse"}
+    other = scope | {"find": "return bool(size)", "releases": "<1.1", "why": "it says so itself"}
+    register = upstream.register(tmp_path / "patches", patch(sound=[other, MENDED, GONE]))
     made = plan(register, write_sglang(tmp_path, {FILE: before}, "1.0"))
     assert verdicts(made) == {"1-guard": "not-needed"}
     assert reason(made) == "the source is that of sglang 1.0, which does not have the fault"
 
 
-@pytest.mark.parametrize(("version", "since"), [("1.0", "is not in this"), ("1.9", "since 1.3")])
-def test_an_absent_target_outside_the_affected_releases_is_fine(
-    register: Register, tmp_path: Path, version: str, since: str
+@pytest.mark.parametrize("version", ["1.0", "1.9"])
+def test_where_nothing_of_it_all_is_nothing_is_needed(
+    register: Register, tmp_path: Path, version: str
 ) -> None:
     made = plan(register, write_sglang(tmp_path, {}, version))
     assert verdicts(made) == {"1-guard": "not-needed"}
-    assert since in reason(made)
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.2.post1"])
@@ -99,10 +110,18 @@ def test_an_absent_target_in_an_affected_release_is_a_broken_sglang(
     assert "should have" in reason(made)
 
 
+def test_a_function_that_was_edited_elsewhere_is_patched(
+    register: Register, tmp_path: Path
+) -> None:
+    made = plan(register, write_sglang(tmp_path, {FILE: ELSEWHERE}))
+    assert verdicts(made) == {"1-guard": "apply"}
+    assert reason(made) == f"as in sglang 1.1 to 1.2 where it matters; {SCOPE} changed elsewhere"
+
+
 def test_edited_source_is_refused_with_what_to_do(register: Register, tmp_path: Path) -> None:
     made = plan(register, write_sglang(tmp_path, {FILE: EDITED}))
     assert verdicts(made) == {"1-guard": "refused"}
-    assert f"{MODULE}:LayerCommunicator.should_fuse is not as in any release" in reason(made)
+    assert f"what line 12 relies on in {SCOPE} is as in no release" in reason(made)
     assert "`sglang-commfix lock --allow 1-guard`" in reason(made)
     assert not made.modules
 
@@ -162,17 +181,20 @@ def test_byte_code_without_source_is_refused(register: Register, tmp_path: Path)
     assert "byte code without its source" in reason(made)
 
 
-class TestWitnesses:
-    """The edited function alone does not prove the fault: another one does."""
+class TestTheOtherSide:
+    """The edited function alone does not show the fault: another one does."""
 
     @pytest.fixture
     def register(self, tmp_path: Path) -> Register:
         upstream = Upstream()
         upstream.releases["1.0"] = {MODULE: dedented(FAULTY).replace("return 1", "return 0")}
-        witness = [{"module": MODULE, "scope": "LayerCommunicator.other"}]
-        return upstream.register(tmp_path / "patches", patch(witness=witness))
+        other = {"module": MODULE, "scope": "LayerCommunicator.other"}
+        faulty = [other | {"find": "return 1", "why": "it adds up"}]
+        before = other | {"find": "return 0", "releases": "<1.1", "why": "nobody adds up"}
+        made = patch(faulty=faulty, sound=[before, MENDED, GONE])
+        return upstream.register(tmp_path / "patches", made)
 
-    def test_the_same_function_beside_another_witness_is_not_needed(
+    def test_the_same_function_beside_another_one_is_not_needed(
         self, register: Register, tmp_path: Path
     ) -> None:
         assert decided(register, tmp_path / "a", FAULTY) == "apply"
@@ -181,47 +203,34 @@ class TestWitnesses:
             == "not-needed"
         )
 
-    def test_an_unknown_witness_is_refused(self, register: Register, tmp_path: Path) -> None:
+    def test_an_unknown_other_side_is_refused(self, register: Register, tmp_path: Path) -> None:
         made = plan(
             register, write_sglang(tmp_path, {FILE: FAULTY.replace("return 1", "return 7")})
         )
         assert verdicts(made) == {"1-guard": "refused"}
-        assert "LayerCommunicator.other is not as in" in reason(made)
-
-    def test_an_unknown_witness_beside_an_absent_target_is_no_matter(
-        self, register: Register, tmp_path: Path
-    ) -> None:
-        """A release newer than this register, where what was edited is gone."""
-        text = "class LayerCommunicator:\n    def other(self):\n        return 7\n"
-        made = plan(register, write_sglang(tmp_path, {FILE: text}, "1.9"))
-        assert verdicts(made) == {"1-guard": "not-needed"}
-        assert reason(made) == "sglang has the fix since 1.3"
-
-    def test_a_combination_that_no_release_has_is_refused_and_said_to_be_one(
-        self, register: Register, tmp_path: Path
-    ) -> None:
-        text = FIXED.replace("return 1", "return 0")
-        made = plan(register, write_sglang(tmp_path, {FILE: text}))
-        assert verdicts(made) == {"1-guard": "refused"}
-        assert "no release that sglang-commfix" in reason(made)
-        assert (
-            f"{MODULE}:LayerCommunicator.should_fuse as in 1.3; "
-            f"{MODULE}:LayerCommunicator.other as in 1.0" in reason(made)
+        assert f"what it looks for stands nowhere in {MODULE}:LayerCommunicator.other" in reason(
+            made
         )
-        assert "is not as in any release" not in reason(made)
+
+    def test_a_fix_beside_a_form_of_the_other_side_that_no_release_has_with_it_is_a_fix(
+        self, register: Register, tmp_path: Path
+    ) -> None:
+        for value in ("0", "7"):
+            text = FIXED.replace("return 1", f"return {value}")
+            made = plan(register, write_sglang(tmp_path / value, {FILE: text}))
+            assert verdicts(made) == {"1-guard": "not-needed"}
+        assert reason(made) == f"it is not fused ({SCOPE}, line 11)"
 
     @pytest.mark.parametrize("version", ["1.9", "0.0.0.dev1+g0123456"])
-    def test_a_renamed_function_beside_the_witness_of_the_fault_is_refused(
-        self, register: Register, tmp_path: Path, version: str
+    @pytest.mark.parametrize("other", ["return 1", "return 7"])
+    def test_a_renamed_function_proves_nothing(
+        self, register: Register, tmp_path: Path, version: str, other: str
     ) -> None:
-        text = FAULTY.replace("should_fuse", "may_fuse")
+        text = FAULTY.replace("def should_fuse", "def may_fuse").replace("return 1", other)
+        text += "\n    def fuse(self, batch):\n        return self.should_fuse(batch)\n"
         made = plan(register, write_sglang(tmp_path, {FILE: text}, version))
         assert verdicts(made) == {"1-guard": "refused"}
-        assert reason(made) == (
-            f"{MODULE}:LayerCommunicator.should_fuse is not there, but "
-            f"{MODULE}:LayerCommunicator.other is as in 1.1 to 1.2, which has the fault: the code "
-            "may have been moved or renamed"
-        )
+        assert f"what it looks for stands nowhere in {SCOPE}" in reason(made)
 
 
 class TestVariants:
@@ -256,6 +265,10 @@ class TestVariants:
         assert "second" in made.modules[MODULE].after.decode()
 
 
+# An exit more takes nothing from another that answers the same.
+MORE = "if self.more:\n    return False\n"
+
+
 class TestPatchedOnDisk:
     """A tree that was patched with an exported diff is recognised."""
 
@@ -267,19 +280,21 @@ class TestPatchedOnDisk:
     def test_it_needs_nothing(self, register: Register, faulty: Path) -> None:
         made = plan(register, self.patched(register, faulty))
         assert verdicts(made) == {"1-guard": "not-needed"}
-        assert "patched already" in reason(made)
+        assert "is there already, as after `sglang-commfix export`" in reason(made)
         assert made.unneeded
 
-    def test_an_edit_on_top_is_refused(self, register: Register, faulty: Path) -> None:
+    def test_an_edit_elsewhere_on_top_changes_nothing(
+        self, register: Register, faulty: Path
+    ) -> None:
         file = self.patched(register, faulty) / "sglang" / FILE
         file.write_text(file.read_text().replace("size > 0", "size > 1"))
-        assert verdicts(plan(register, faulty)) == {"1-guard": "refused"}
+        assert verdicts(plan(register, faulty)) == {"1-guard": "not-needed"}
 
     @pytest.mark.parametrize("select", ["1-guard", "2-more", "all"])
     def test_patches_of_one_function_are_told_apart(
         self, tmp_path: Path, upstream: Upstream, faulty: Path, select: str
     ) -> None:
-        more = patch("2-more", edit=[edit(find="return size > 0", before="more()\n")])
+        more = patch("2-more", edit=[edit(find="return size > 0", before=MORE)])
         register = upstream.register(tmp_path / "patches", patch(), more)
         both = plan(register, faulty).modules[MODULE].after.decode()
         made = plan(register, self.patched(register, faulty, select=select))

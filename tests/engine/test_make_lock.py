@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, FILE, GUARD, MODULE, Upstream, dedented, edit, patch, write_sglang
+from fake import FAULTY, FILE, GONE, GUARD, MODULE, Upstream, dedented, edit, patch, write_sglang
 
 from sglang_commfix.engine import make_lock as make_lock_module
 from sglang_commfix.engine.errors import AnchorError, RegisterError
@@ -39,9 +39,9 @@ def text_after(lock: Lock, root: Path, words: str = "all") -> bytes:
 def test_it_holds_the_digest_of_every_file_that_a_decision_stands_on(
     tmp_path: Path, upstream: Upstream
 ) -> None:
-    witness = {"module": "sglang.srt.other", "scope": "f"}
+    gone = {"module": "sglang.srt.other", "unmentioned": ["f"], "why": "there is no other side"}
     appended = {"module": "sglang.srt.third", "append": "added.py"}
-    entry = patch(edit=[edit(), appended], witness=[witness])
+    entry = patch(edit=[edit(), appended], faulty=[gone])
     register = upstream.register(tmp_path / "patches", entry, added="x = 1\n")
     root = write_sglang(tmp_path, {FILE: FAULTY, "srt/third.py": "\n"})
     (decision,) = lock_of(register, root)["decisions"]
@@ -58,7 +58,7 @@ def test_a_module_that_must_be_absent_is_absent_as_a_file_and_as_a_folder(
     tmp_path: Path, upstream: Upstream, place: str
 ) -> None:
     register = upstream.register(
-        tmp_path / "patches", patch(witness=[{"module": "sglang.srt.other", "scope": "f"}])
+        tmp_path / "patches", patch(faulty=[GONE | {"module": "sglang.srt.other"}])
     )
     root = write_sglang(tmp_path, {FILE: FAULTY})
     (decision,) = lock_of(register, root)["decisions"]

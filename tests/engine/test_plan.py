@@ -88,7 +88,8 @@ class TestAllOrNothing:
         self, tmp_path: Path, upstream: Upstream, faulty: Path
     ) -> None:
         one = patch("1-guard", requires=["2-old"])
-        old = patch("2-old", affected="==1.0", fixed_in="1.1")
+        never = {"module": MODULE, "unmentioned": ["fixed_long_ago"], "why": "it is gone"}
+        old = patch("2-old", affected="==1.0", fixed_in="1.1", sound=[never])
         made = plan(upstream.register(tmp_path / "patches", one, old), faulty)
         assert verdicts(made) == {"1-guard": "apply", "2-old": "not-needed"}
 

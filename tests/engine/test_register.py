@@ -88,7 +88,7 @@ def test_fingerprints_cover_every_release(
 def test_a_target_without_fingerprints_is_named(tmp_path: Path, upstream: Upstream) -> None:
     upstream.register(tmp_path)
     (tmp_path / "1-guard" / "fingerprints.json").unlink()
-    message = f"fingerprints.json lacks {MODULE}:LayerCommunicator.should_fuse: run tools/finger"
+    message = f"fingerprints.json lacks {MODULE} #.*: run tools/finger"
     with pytest.raises(RegisterError, match=message):
         load_folder(tmp_path)
     assert load_folder(tmp_path, complete=False).patches[0].id == "1-guard"

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
 from packaging.specifiers import SpecifierSet
 
 from sglang_commfix.engine.errors import AnchorError, SourceError
-from sglang_commfix.engine.fingerprint import normal_form, parse
+from sglang_commfix.engine.fingerprint import parse
 from sglang_commfix.engine.register import Edit, Target
-from sglang_commfix.engine.rewrite import OverlapError, find_results, locate, rewrite, take_out
+from sglang_commfix.engine.rewrite import OverlapError, locate, rewrite
 from sglang_commfix.engine.source import Source
 
 
@@ -232,26 +231,6 @@ class TestRefusing:
     def test_a_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="cannot be read: No such file"):
             Source.read(tmp_path / "m.py")
-
-
-class TestTakingOut:
-    @pytest.mark.parametrize("change", [AFTER, BEFORE, REPLACE])
-    def test_an_edited_tree_can_be_turned_back(self, change: Edit) -> None:
-        text = "def f():\n    z = 0\n    a = 1\n    c = 2\n"
-        tree = ast.parse(applied(text, change))
-        take_out(find_results(tree, [change]))
-        assert normal_form(tree) == normal_form(ast.parse(text))
-
-    def test_an_appended_end_can_be_taken_off(self) -> None:
-        append = edit("append", "", "def g(): pass\n", "")
-        tree = ast.parse(applied("x = 1\n", append))
-        take_out(find_results(tree, [append]))
-        assert ast.unparse(tree) == "x = 1"
-
-    @pytest.mark.parametrize("change", [AFTER, REPLACE, edit("append", "", "g()\n", "")])
-    def test_an_edit_that_was_not_made_is_not_found(self, change: Edit) -> None:
-        with pytest.raises(AnchorError):
-            find_results(ast.parse("def f():\n    a = 1\n"), [change])
 
 
 def test_text_that_parses_but_does_not_compile_is_refused() -> None:

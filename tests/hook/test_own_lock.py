@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake import FILE, MODULE, Upstream, edit, patch
+from fake import FILE, MODULE, Upstream, edit, in_doubt, patch
 from processes import Site
 
 from sglang_commfix.run.plan import OWN_NAME
@@ -39,7 +39,7 @@ def change(file: Path, **changes: Any) -> None:
 def edited(site: Site) -> Site:
     """A site whose function no release has so: the guard refuses it."""
     file = site.root / "sglang" / FILE
-    file.write_text(file.read_text().replace("size > 0", "size > 1"))
+    file.write_text(in_doubt(file.read_text()))
     return site
 
 

@@ -7,7 +7,6 @@ import random
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 from published import RELEASES, built_locks, findings, lock_of, released, tree
@@ -16,7 +15,7 @@ from sglang_commfix.command import own_lock
 from sglang_commfix.command.report import status
 from sglang_commfix.engine import guard, shipped
 from sglang_commfix.engine.make_lock import make_lock
-from sglang_commfix.engine.register import load
+from sglang_commfix.engine.register import Patch, load
 from sglang_commfix.engine.rewrite import locate, rewrite
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import KEY, Sglang
@@ -35,7 +34,7 @@ IDS = [patch.id for patch in ENTRIES]
 def built(monkeypatch: pytest.MonkeyPatch) -> Path:
     """A server that has the shipped locks, and may not ask the engine; the folder above them."""
 
-    def refuse() -> Any:
+    def refuse() -> object:
         raise AssertionError("the engine was asked")
 
     monkeypatch.setattr(plan, "SHIPPED", built_locks())
@@ -155,12 +154,12 @@ class TestTreesThatNoReleaseHas:
     ) -> None:
         asked: list[str] = []
 
-        def decide(self: guard._Guard, patch: Any, allowed: bool) -> Any:
+        def decide(tree: Tree, patch: Patch, allowed: bool) -> guard.Finding:
             asked.append(patch.id)
-            return original(self, patch, allowed)
+            return original(tree, patch, allowed)
 
-        original = guard._Guard.decide
-        monkeypatch.setattr(guard._Guard, "decide", decide)
+        original = guard._decide
+        monkeypatch.setattr(guard, "_decide", decide)
         shipped.lock_now(self.tree("0.5.11", tmp_path / "site", changed))
         assert asked == [patch.id for patch in ENTRIES if changed in patch.modules]
         assert 0 < len(asked) < len(IDS)

@@ -1,0 +1,93 @@
+"""What shows a fault, and what shows that it is not there, on every published release."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from published import RELEASES, tree
+
+from sglang_commfix.engine.guard import as_released, by_statements
+from sglang_commfix.engine.register import Fingerprints, Patch, load
+
+
+pytestmark = pytest.mark.releases
+
+PATCHES = load().patches
+IDS = [patch.id for patch in PATCHES]
+each_patch = pytest.mark.parametrize("patch", PATCHES, ids=IDS)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_statements_and_whole_functions_say_the_same(release: str) -> None:
+    for patch in PATCHES:
+        found = {target: tree(release).fingerprint(target) for target in patch.targets}
+        whole = as_released(patch, found)
+        assert whole is not None
+        assert by_statements(tree(release), patch, found).verdict == whole.verdict, patch.id
+
+
+@each_patch
+def test_what_shows_the_fault_is_in_no_release_without_it(patch: Patch) -> None:
+    known = patch.fingerprints
+    for index, release in enumerate(known.releases):
+        faulty = any(
+            all(known.clauses[one.key][index] in one.forms(known) for one in variant.clauses)
+            for variant in patch.variants()
+        )
+        sound = any(known.clauses[one.key][index] in one.forms(known) for one in patch.sound)
+        affected = release in patch.affected_releases
+        assert sound != affected, release
+        # An anchor that only has text put in stands there with the fix, too.
+        assert faulty or not affected, release
+
+
+@each_patch
+def test_every_clause_is_there_in_each_of_its_releases(patch: Patch) -> None:
+    for clause in (*patch.faulty, *patch.sound):
+        if clause.unmentioned:
+            continue
+        forms = patch.fingerprints.clauses[clause.key]
+        for release, form in zip(patch.fingerprints.releases, forms, strict=True):
+            if clause.releases.contains(release, True):
+                assert form is not None, (clause.key, release)
+
+
+def without(patch: Patch, release: str) -> Patch:
+    """The entry, as if that release had never been read."""
+    known = patch.fingerprints
+    at = known.releases.index(release)
+
+    def rest(values: tuple[str | None, ...]) -> tuple[str | None, ...]:
+        return values[:at] + values[at + 1 :]
+
+    fingerprints = Fingerprints(
+        tuple(one for one in known.releases if one != release),
+        {target: rest(values) for target, values in known.targets.items()},
+        {key: rest(values) for key, values in known.clauses.items()},
+    )
+    return replace(patch, fingerprints=fingerprints)
+
+
+# The only release with its fault: nothing in the others tells of it.
+ALONE = {("24785-sum-len-contract", "0.5.11")}
+
+
+@each_patch
+def test_each_release_is_decided_by_the_data_of_the_others(patch: Patch) -> None:
+    for release in RELEASES:
+        rest = without(patch, release)
+        finding = by_statements(tree(release), rest, {})
+        expected = "apply" if release in patch.affected_releases else "not-needed"
+        if (patch.id, release) in ALONE:
+            expected = "refused"
+        assert finding.verdict == expected, (release, finding.reason)
+
+
+@each_patch
+def test_a_clause_has_a_handful_of_forms_in_all_its_releases(patch: Patch) -> None:
+    """Otherwise they would be fingerprints again."""
+    for clause in patch.clauses:
+        forms = clause.forms(patch.fingerprints)
+        print(f"{clause.key}: {len(forms)} forms")
+        assert 1 <= len(forms) <= 3
