@@ -59,6 +59,7 @@ class Edit:
         find: the anchor, one or more neighbouring statements. Empty for ``append``.
         text: the new statements, without indentation.
         releases: the affected releases that take this variant of the edit.
+        given: names that are taken as they come, however they are defined.
 
     """
 
@@ -67,6 +68,7 @@ class Edit:
     find: str
     text: str
     releases: SpecifierSet
+    given: tuple[str, ...]
 
     @property
     def anchor(self) -> list[ast.stmt]:
@@ -91,7 +93,9 @@ class Edit:
     def clause(self) -> Clause:
         """What has to be there for the edit to do what it does on a release."""
         kept = self.operation in {"before", "after"}
-        return Clause(self.target, self.find, self.text, kept, True, (), "", self.releases)
+        return Clause(
+            self.target, self.find, self.text, kept, True, self.given, (), "", self.releases
+        )
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Clause:
         kept: whether new text leaves ``find`` where it is.
         deep: whether the definitions count that reach it. Not for what shows the fault not to be
             there: it is enough that the statements are there, and reached as in a release.
+        given: names whose definitions do not count.
         unmentioned: names none of which occurs anywhere in the scope, which is there; or in the
             module, which may be absent.
         why: what it shows, for people. Empty for edits.
@@ -120,6 +125,7 @@ class Clause:
     text: str
     kept: bool
     deep: bool
+    given: tuple[str, ...]
     unmentioned: tuple[str, ...]
     why: str
     releases: SpecifierSet
@@ -127,7 +133,7 @@ class Clause:
     @property
     def key(self) -> str:
         """Its name in ``fingerprints.json``."""
-        what = [self.find, self.text, self.kept, self.deep, self.unmentioned]
+        what = [self.find, self.text, self.kept, self.deep, self.given, self.unmentioned]
         return f"{self.target} #{short_digest(json.dumps(what).encode())[:8]}"
 
     def forms(self, known: Fingerprints) -> frozenset[str]:
@@ -446,7 +452,7 @@ def _edit(folder: Path, item: dict[str, Any], affected: SpecifierSet) -> Edit:
         raise ValueError("the new text is not ASCII, which some encodings cannot hold")
     ast.parse(find), ast.parse(text)
     releases = SpecifierSet(item["releases"]) if "releases" in item else affected
-    return Edit(target, operation, find, text, releases)
+    return Edit(target, operation, find, text, releases, tuple(sorted(item.get("given", {}))))
 
 
 def _clause(item: Mapping[str, Any], releases: SpecifierSet, *, deep: bool) -> Clause:
@@ -458,7 +464,7 @@ def _clause(item: Mapping[str, Any], releases: SpecifierSet, *, deep: bool) -> C
     ast.parse(find)
     if "releases" in item:
         releases = SpecifierSet(item["releases"])
-    return Clause(target, find, "", True, deep, unmentioned, item["why"].strip(), releases)
+    return Clause(target, find, "", True, deep, (), unmentioned, item["why"].strip(), releases)
 
 
 def _difference(item: Mapping[str, Any], affected: SpecifierSet) -> Difference:

@@ -5,8 +5,8 @@ reached in the same way, and reads and writes the same. Of a function of three h
 a dozen; the others may be edited by anybody. The form of a place is the hash of
 
 - the statements of the anchor, and the headers of all that stands around it;
-- every earlier statement that may leave (``return``, ``raise``, and ``break`` and ``continue`` of a
-  loop around the anchor), with its headers;
+- every earlier statement that may leave, with its headers: ``return``, ``break`` and ``continue``
+  of a loop around the anchor, and a ``raise`` that the function itself may catch;
 - the definitions that reach what all these read, recursively; for an attribute that is set in the
   function also the calls behind that may set it again;
 - where the names that it writes are assigned next;
@@ -45,6 +45,7 @@ from sglang_commfix.engine.flow import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+    from sglang_commfix.engine.register import Clause
     from sglang_commfix.engine.rewrite import Anchor
 
     # For each name of a module, what binds it: one line for each statement that does.
@@ -70,9 +71,7 @@ def form_of(
     scope: Definition,
     anchor: Anchor,
     added: Sequence[ast.stmt],
-    *,
-    kept: bool,
-    deep: bool,
+    clause: Clause,
 ) -> Form:
     """Work out what an anchor, and new text at it, rely on.
 
@@ -81,9 +80,8 @@ def form_of(
         scope: the class or function of it that holds the anchor.
         anchor: the statements.
         added: new statements at the anchor; none where a place is only looked at.
-        kept: whether the anchor stays. If it does, and the new text does nothing but return one
+        clause: what it is for. Where the anchor is kept and new text does nothing but return one
             constant, an earlier exit that returns the same takes nothing from it.
-        deep: whether definitions count, or only how the anchor is reached.
 
     Raises:
         SourceError: the code is nested too deeply to be walked.
@@ -91,7 +89,7 @@ def form_of(
     """
     try:
         scope = _innermost(scope, anchor)
-        return _Slice(bound, scope, anchor, added, kept=kept, deep=deep).form()
+        return _Slice(bound, scope, anchor, added, clause).form()
     except RecursionError as error:
         raise SourceError("the code is nested too deeply to be compared") from error
 
@@ -147,11 +145,10 @@ class _Slice:
         scope: Definition,
         anchor: Anchor,
         added: Sequence[ast.stmt],
-        *,
-        kept: bool,
-        deep: bool,
+        clause: Clause,
     ) -> None:
-        self._deep = deep
+        self._deep = clause.deep
+        self._given = clause.given
         self._bound = bound
         self._scope = scope
         self._statements = list(place(body_without_docstring(scope, scope.body)))
@@ -159,7 +156,7 @@ class _Slice:
         self._anchor = [one for one in self._statements if one.is_inside(wanted)]
         self._added = list(place(added))
         own = self._added if added else self._anchor
-        self._harmless = _only_value(own) if kept else None
+        self._harmless = _only_value(own) if clause.kept else None
         self._local = {path[0] for one in self._statements for path in one.binds if len(path) == 1}
         self._local |= {path[0] for one in self._added for path in one.binds if len(path) == 1}
         self._kept: dict[int, Placed] = {}
@@ -201,13 +198,17 @@ class _Slice:
         elif isinstance(one.node, ast.Return):
             if self._harmless and normal_form(one.node) == self._harmless:
                 return False
-        elif not isinstance(one.node, ast.Raise):
+        elif isinstance(one.node, ast.Raise):
+            # One that nobody in the function catches ends it, whether anything was edited or not.
+            if not any(isinstance(branch.owner.node, ast.Try) for branch in one.path):
+                return False
+        else:
             return False
         return not exclude_each_other(one, anchor)
 
     def _define(self, path: Path, use: Placed) -> None:
         """Rely on the definitions of a name or attribute that reach ``use``."""
-        if not self._deep:
+        if not self._deep or path[0] in self._given:
             return
         self._names.add(path[0])
         loops = [b.owner for b in use.path if isinstance(b.owner.node, LOOPS)]

@@ -147,7 +147,7 @@ class Tree:
         if len(anchors) != 1:
             return Stands(None, lines)
         bound = self._bound(module, tree) if clause.deep else {}
-        form = form_of(bound, scope, anchors[0], added, kept=clause.kept, deep=clause.deep)
+        form = form_of(bound, scope, anchors[0], added, clause)
         return Stands(form.digest, lines)
 
     def _mentions(self, scope: ast.AST, clause: Clause) -> bool:

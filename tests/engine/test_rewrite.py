@@ -13,7 +13,7 @@ from sglang_commfix.engine.source import Source
 
 
 def edit(operation: str, find: str, text: str, scope: str = "f") -> Edit:
-    return Edit(Target("m", scope), operation, find, text, SpecifierSet())  # type: ignore[arg-type]
+    return Edit(Target("m", scope), operation, find, text, SpecifierSet(), ())  # type: ignore[arg-type]
 
 
 def applied(text: str | bytes, *edits: Edit) -> bytes:

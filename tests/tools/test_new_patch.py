@@ -52,7 +52,17 @@ def test_an_entry_that_is_filled_in_is_accepted_and_has_every_key(filled: Path) 
     assert len(patch.faulty) == len(patch.sound) == len(patch.differences) == 1
     singular = {"edits": "edit", "differences": "difference"}
     of_an_entry = {field.name for field in fields(Patch)} - {"fingerprints"}
-    of_an_edit = {"module", "scope", "find", "replace", "append", "releases", "unmentioned", "why"}
+    of_an_edit = {
+        "module",
+        "scope",
+        "find",
+        "replace",
+        "append",
+        "releases",
+        "unmentioned",
+        "why",
+        "given",
+    }
     keys = set(re.findall(r"^(?:\[\[)?([a-z_]+)(?: = |\]\])", filled.read_text(), re.MULTILINE))
     assert {singular.get(name, name) for name in of_an_entry | of_an_edit} <= keys
 
