@@ -92,7 +92,7 @@ id = "{id}"
 # Optional: the affected releases that take this variant.
 #releases = ">=0.5.11,<0.5.12"
 # Optional: names that the new text takes as they come, however they are defined, each with why.
-#given = { batch_size = "any number will do" }
+#given = {{ batch_size = "any number will do" }}
 
 # Where functions are added: a file of this folder goes behind the module's last line.
 #[[edit]]

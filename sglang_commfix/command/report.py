@@ -21,7 +21,7 @@ from sglang_commfix.run.plan import DEFAULT_KINDS, parse_selection
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sglang_commfix.engine.register import Edit, Patch, Register
+    from sglang_commfix.engine.register import Clause, Edit, Patch, Register
     from sglang_commfix.lock import Decision
     from sglang_commfix.run.plan import Plan
 
@@ -83,7 +83,7 @@ class Likeness:
         release: that release; the newest of those that are equally like it.
         files: how many files it has that are looked at.
         differing: the modules among them whose files differ, or are not there.
-        mattering: those of them in which a function differs that a patch has to do with.
+        mattering: those of them that differ in something by which a patch is decided.
 
     """
 
@@ -162,7 +162,7 @@ def status(sglang_path: str | Path | None = None, select: str | None = None) -> 
     return Report(
         sglang=SglangReport(tree.says, str(plan.sglang.path)),
         lock=plan.origin,
-        like=_likeness(plan, register) if plan.origin == "engine" else None,
+        like=_likeness(plan, register, tree) if plan.origin == "engine" else None,
         select=plan.settings.select,
         select_from=select_from if select is None else "--select",
         hook=hook,
@@ -172,7 +172,7 @@ def status(sglang_path: str | Path | None = None, select: str | None = None) -> 
     )
 
 
-def _likeness(plan: Plan, register: Register) -> Likeness | None:
+def _likeness(plan: Plan, register: Register, tree: Tree) -> Likeness | None:
     digests: dict[str, dict[str, str]] = {}
     for patch in register.patches:
         for releases, decision in shipped.read(patches_folder(), patch):
@@ -188,13 +188,20 @@ def _likeness(plan: Plan, register: Register) -> Likeness | None:
     }
     best = min(digests, key=lambda release: (len(differing[release]), -known.index(release)))
     mattering = {
-        target.module
-        for patch, entry in zip(plan.patches, register.patches, strict=True)
-        for target, values in entry.fingerprints.targets.items()
-        if patch["found"].get(str(target)) != values[known.index(best)]
+        clause.target.module
+        for entry in register.patches
+        for clause in entry.clauses
+        if _form(tree, clause) != entry.fingerprints.clauses[clause.key][known.index(best)]
     }
     where = tuple(name for name in differing[best] if name in mattering)
     return Likeness(best, len(digests[best]), tuple(differing[best]), where)
+
+
+def _form(tree: Tree, clause: Clause) -> str | None:
+    try:
+        return tree.stands(clause).form
+    except SourceError:
+        return None
 
 
 def reason_of(plan: Plan, patch: Decision) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from published import RELEASES, tree
+from published import RELEASES, plan_for, tree
 
-from sglang_commfix.engine.guard import as_released, by_statements
+from sglang_commfix.engine.guard import as_released, by_statements, decide
 from sglang_commfix.engine.register import Fingerprints, Patch, load
+from sglang_commfix.engine.tree import Tree
+from sglang_commfix.files import Sglang
 
 
 pytestmark = pytest.mark.releases
@@ -91,3 +93,23 @@ def test_a_clause_has_a_handful_of_forms_in_all_its_releases(patch: Patch) -> No
         forms = clause.forms(patch.fingerprints)
         print(f"{clause.key}: {len(forms)} forms")
         assert 1 <= len(forms) <= 3
+
+
+@pytest.mark.parametrize("release", ["0.5.1", "0.5.5.post3", "0.5.9", "0.5.10.post1", "0.5.11"])
+def test_no_entry_changes_what_another_one_relies_on(release: str) -> None:
+    """So they are decided alike, whichever of them are on disk already."""
+    concerned = [patch for patch in PATCHES if release in patch.affected_releases]
+    for one in concerned:
+        sglang = Sglang(tree(release).sglang.path)
+        for name, module in plan_for(release, one.id).modules.items():
+            sglang._raw[name] = module.after
+        edited = Tree(sglang)
+        (finding,) = decide(load(), edited, known=[name for name in IDS if name != one.id])
+        assert finding.verdict == "not-needed", finding.reason
+        for other in concerned:
+            if other is one or other.id in one.requires:
+                continue
+            (variant,) = (v for v in other.variants() if v.edits == other.edits_for(release))
+            for clause in variant.clauses:
+                before = tree(release).stands(clause).form
+                assert edited.stands(clause).form == before, (one.id, other.id, clause.key)

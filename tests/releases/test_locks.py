@@ -195,6 +195,11 @@ class TestTreesThatNoReleaseHas:
         assert file.read_text() != text
         like = status(tmp_path / "site").like
         assert like is not None
+        assert set(like.differing) == {KEY, "sglang.srt.server_args"}
+        assert like.mattering == ()
+        file.write_text(text.replace("batch_size * num_tokens_per_bs", "num_tokens_per_bs"))
+        like = status(tmp_path / "site").like
+        assert like is not None
         assert like.release == "0.5.12.post1"
         assert set(like.differing) == {KEY, "sglang.srt.server_args"}
         assert like.mattering == (KEY,)
