@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 
 HISTORIES = PATCHES.parent / "tests" / "patches"
 ROOT = "python"  # the folder of a checkout that holds sglang/
+# Commits of forks that put a whole tree from before 0.5.1 in the place of a later one.
+WENT_BACK = ("b886f95442c00e366f406a576bc8df3ba7eeb4d1",)
 VERSION_FILES = ("sglang/version.py", "sglang/_version.py")
 # Where in a file is no reason of its own.
 _LINES = re.compile(r"\blines? \d+(?:, \d+)*")
@@ -386,7 +388,7 @@ def survey(clone: Clone, census: Census, since: str = "", jobs: int = 1) -> str:
     """Decide about every commit from ``since`` on; return the tables."""
     times = clone.commits()
     if since:
-        wanted = clone.descendants(since)
+        wanted = clone.descendants(since).difference(*map(clone.descendants, WENT_BACK))
         times = {name: time for name, time in times.items() if name in wanted}
     tips = clone.tips() & times.keys()
     found = dict(clone.states(times, census.files))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sglang_commfix.engine.fingerprint import Definition, normal_form
@@ -33,15 +34,33 @@ class Branch:
         return self.owner is other.owner and self.label == other.label
 
 
-@dataclass(frozen=True, eq=False)
 class Placed:
     """A statement, where it stands, and what it reads and binds by itself, without its suites."""
 
-    node: ast.stmt
-    index: int
-    path: tuple[Branch, ...]
-    reads: frozenset[Path] = field(repr=False)
-    binds: frozenset[Path] = field(repr=False)
+    def __init__(self, node: ast.stmt, index: int, path: tuple[Branch, ...]) -> None:
+        self.node = node
+        self.index = index
+        self.path = path
+
+    @property
+    def reads(self) -> frozenset[Path]:
+        """The names and attributes that it reads."""
+        return self._collected[0]
+
+    @cached_property
+    def binds(self) -> frozenset[Path]:
+        """The names and attributes that it binds."""
+        if isinstance(self.node, Definition):
+            return frozenset({(self.node.name,)})
+        return self._collected[1]
+
+    @cached_property
+    def _collected(self) -> tuple[frozenset[Path], frozenset[Path]]:
+        reads: set[Path] = set()
+        binds: set[Path] = set()
+        for part in own_parts(self.node):
+            collect(part, reads, binds)
+        return frozenset(reads), frozenset(binds)
 
     def is_inside(self, statements: Sequence[ast.stmt]) -> bool:
         """Tell whether it is one of ``statements``, or in a suite of one."""
@@ -61,11 +80,7 @@ def place(body: Sequence[ast.stmt]) -> Iterator[Placed]:
 
     def walk(suite: Sequence[ast.stmt], path: tuple[Branch, ...]) -> Iterator[Placed]:
         for node in suite:
-            reads: set[Path] = set()
-            binds: set[Path] = set()
-            for part in own_parts(node):
-                collect(part, reads, binds)
-            one = Placed(node, next(counter), path, frozenset(reads), frozenset(binds))
+            one = Placed(node, next(counter), path)
             yield one
             if not isinstance(node, Definition):
                 for label, inner in _branches(node):

@@ -38,6 +38,16 @@ _OPERATIONS: tuple[Operation, ...] = ("replace", "before", "after", "append")
 _TEXTS = ("title", "symptom", "cause", "hits", "change", "drop")
 
 
+def parsed(text: str) -> list[ast.stmt]:
+    """Return the statements of a piece of the register. They are not to be changed."""
+    return list(_parsed(text))
+
+
+@cache
+def _parsed(text: str) -> tuple[ast.stmt, ...]:
+    return tuple(ast.parse(text).body)
+
+
 @dataclass(frozen=True, order=True)
 class Target:
     """A class or function of sglang: module and qualified name (empty: the module itself)."""
@@ -73,12 +83,12 @@ class Edit:
     @property
     def anchor(self) -> list[ast.stmt]:
         """The statements to look for."""
-        return ast.parse(self.find).body
+        return parsed(self.find)
 
     @property
     def added(self) -> list[ast.stmt]:
         """The new statements."""
-        return ast.parse(self.text).body
+        return parsed(self.text)
 
     @property
     def result(self) -> list[ast.stmt]:

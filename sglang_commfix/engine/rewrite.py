@@ -110,13 +110,15 @@ def anchors_in(scope: ast.AST, wanted: Sequence[ast.stmt]) -> list[Anchor]:
         for start in range(len(suite) - len(forms) + 1)
         # The kinds first: writing out the normal form of every statement takes its time.
         if [type(node) for node in suite[start : start + len(forms)]] == kinds
-        and _forms(suite[start : start + len(forms)]) == forms
+        and all(normal_form(suite[start + at]) == form for at, form in enumerate(forms))
     ]
 
 
 def _all_suites(scope: ast.AST) -> Iterator[list[ast.stmt]]:
-    for node in ast.walk(scope):
-        yield from suites(node)
+    for suite in suites(scope):
+        yield suite
+        for node in suite:
+            yield from _all_suites(node)
 
 
 def _forms(statements: Sequence[ast.stmt]) -> list[str]:

@@ -11,6 +11,7 @@ from packaging.version import InvalidVersion, Version
 
 from sglang_commfix.engine.errors import SourceError
 from sglang_commfix.engine.fingerprint import find_scope, fingerprint, parse
+from sglang_commfix.engine.register import parsed
 from sglang_commfix.engine.reliance import bindings_for, form_of, module_bindings, names_in
 from sglang_commfix.engine.rewrite import anchors_in
 from sglang_commfix.engine.source import Source
@@ -137,12 +138,12 @@ class Tree:
             return Stands(None if there else "unmentioned")
         if tree is None or scope is None:
             return Stands(None)
-        added = ast.parse(clause.text).body
+        added = parsed(clause.text)
         if isinstance(scope, ast.Module):
             return Stands(bindings_for(self._bound(module, tree), added).digest)
         if not clause.find:
             return Stands("there", (scope.lineno,))
-        anchors = anchors_in(scope, ast.parse(clause.find).body)
+        anchors = anchors_in(scope, parsed(clause.find))
         lines = tuple(anchor.first.lineno for anchor in anchors)
         if len(anchors) != 1:
             return Stands(None, lines)
