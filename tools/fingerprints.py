@@ -26,12 +26,13 @@ from generated import bring_up_to_date
 from packaging.version import Version
 
 from sglang_commfix.engine.register import load_folder
+from sglang_commfix.engine.rewrite import locate, rewrite
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import KEY, Sglang
 
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sglang_commfix.engine.register import Patch
 
@@ -97,13 +98,38 @@ def _download(release: str, folder: Path) -> Path:
     raise SystemExit(f"sglang {release} cannot be downloaded:\n{result.stderr}")
 
 
-def fingerprints_of(tree: Tree, patches: Iterable[Patch]) -> dict[str, str | None]:
+def fingerprints_of(tree: Tree, patches: Sequence[Patch]) -> dict[str, str | None]:
     """Return what one release has: the fingerprint of every target, the form of every clause."""
     found: dict[str, str | None] = {}
     for patch in patches:
         found |= {str(target): tree.fingerprint(target) for target in patch.targets}
-        found |= {clause.key: tree.stands(clause).form for clause in patch.clauses}
+        for clause in patch.clauses:
+            made = next((one for one in patches if one.id == clause.after), None)
+            there = tree if made is None else patched(tree, made, clause.target.module)
+            found[clause.key] = there.stands(clause).form if there else None
     return found
+
+
+def patched(tree: Tree, patch: Patch, module: str) -> Tree | None:
+    """Return the release with the edits of ``patch`` made in ``module``, if it takes them."""
+    edits = [edit for edit in patch.edits_for(tree.says) if edit.target.module == module]
+    source, syntax = tree.source(module), tree.tree(module)
+    if not edits or source is None or syntax is None:
+        return None
+    changes = [locate(syntax, patch.id, edit) for edit in edits]
+    return Tree(Edited(tree.sglang, module, rewrite(source, syntax, changes, compiled=False).raw))
+
+
+class Edited(Sglang):
+    """An sglang with other bytes in one of its modules."""
+
+    def __init__(self, sglang: Sglang, module: str, raw: bytes) -> None:
+        super().__init__(sglang.path)
+        self._edited = {module: raw}
+
+    def raw(self, module: str) -> bytes | None:
+        """Return the bytes of a module's file; ``None``: no such module."""
+        return self._edited.get(module) or super().raw(module)
 
 
 def render(releases: Sequence[str], patch: Patch, table: dict[str, dict[str, str | None]]) -> str:

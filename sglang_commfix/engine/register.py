@@ -127,6 +127,7 @@ class Clause:
             module, which may be absent.
         why: what it shows, for people. Empty for edits.
         releases: the published releases in which it is there.
+        after: the id of the entry that has to be on disk for it to be there, as after ``export``.
 
     """
 
@@ -139,11 +140,20 @@ class Clause:
     unmentioned: tuple[str, ...]
     why: str
     releases: SpecifierSet
+    after: str = ""
 
     @property
     def key(self) -> str:
         """Its name in ``fingerprints.json``."""
-        what = [self.find, self.text, self.kept, self.deep, self.given, self.unmentioned]
+        what = [
+            self.find,
+            self.text,
+            self.kept,
+            self.deep,
+            self.given,
+            self.unmentioned,
+            self.after,
+        ]
         return f"{self.target} #{short_digest(json.dumps(what).encode())[:8]}"
 
     def forms(self, known: Fingerprints) -> frozenset[str]:
@@ -323,7 +333,8 @@ class Register:
     def __post_init__(self) -> None:
         ids = [patch.id for patch in self.patches]
         for patch in self.patches:
-            for other in (*patch.requires, *patch.conflicts):
+            after = [clause.after for clause in patch.sound if clause.after]
+            for other in (*patch.requires, *patch.conflicts, *after):
                 if other not in ids:
                     raise RegisterError(f"{patch.id}: it names {other}, which is not in patches/")
             for repair in self.repairs_of(patch):
@@ -474,7 +485,8 @@ def _clause(item: Mapping[str, Any], releases: SpecifierSet, *, deep: bool) -> C
     ast.parse(find)
     if "releases" in item:
         releases = SpecifierSet(item["releases"])
-    return Clause(target, find, "", True, deep, (), unmentioned, item["why"].strip(), releases)
+    why, after = item["why"].strip(), item.get("after", "")
+    return Clause(target, find, "", True, deep, (), unmentioned, why, releases, after)
 
 
 def _difference(item: Mapping[str, Any], affected: SpecifierSet) -> Difference:

@@ -62,6 +62,7 @@ def test_an_entry_that_is_filled_in_is_accepted_and_has_every_key(filled: Path) 
         "unmentioned",
         "why",
         "given",
+        "after",
     }
     keys = set(re.findall(r"^(?:\[\[)?([a-z_]+)(?: = |\]\])", filled.read_text(), re.MULTILINE))
     assert {singular.get(name, name) for name in of_an_entry | of_an_edit} <= keys
