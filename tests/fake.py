@@ -129,7 +129,8 @@ class Upstream:
     def tree(self, release: str) -> Tree:
         """A release, as the engine sees it."""
         sglang = Sglang(Path("sglang"))
-        sglang._raw |= {name: text.encode() for name, text in self.releases[release].items()}
+        texts = self.releases[release] | {"sglang.version": f'__version__ = "{release}"\n'}
+        sglang._raw |= {name: text.encode() for name, text in texts.items()}
         return Tree(sglang)
 
     def register(self, folder: Path, *patches: dict[str, Any], **files: str) -> Register:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from generated import bring_up_to_date
 from packaging.version import Version
 
+from sglang_commfix.engine.errors import AnchorError
 from sglang_commfix.engine.register import load_folder
 from sglang_commfix.engine.rewrite import locate, rewrite
 from sglang_commfix.engine.tree import Tree
@@ -116,7 +117,10 @@ def patched(tree: Tree, patch: Patch, module: str) -> Tree | None:
     source, syntax = tree.source(module), tree.tree(module)
     if not edits or source is None or syntax is None:
         return None
-    changes = [locate(syntax, patch.id, edit) for edit in edits]
+    try:
+        changes = [locate(syntax, patch.id, edit) for edit in edits]
+    except AnchorError:
+        return None
     return Tree(Edited(tree.sglang, module, rewrite(source, syntax, changes, compiled=False).raw))
 
 

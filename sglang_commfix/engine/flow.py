@@ -47,11 +47,9 @@ class Placed:
         """The names and attributes that it reads."""
         return self._collected[0]
 
-    @cached_property
+    @property
     def binds(self) -> frozenset[Path]:
         """The names and attributes that it binds."""
-        if isinstance(self.node, Definition):
-            return frozenset({(self.node.name,)})
         return self._collected[1]
 
     @cached_property
@@ -163,6 +161,22 @@ def _collect_by_kind(node: ast.AST, reads: set[Path], binds: set[Path]) -> None:
         binds |= {(name,) for name in node.names}
     elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)) and node.name:
         binds.add((node.name,))
+    elif isinstance(node, ast.MatchMapping) and node.rest:
+        binds.add((node.rest,))
+    elif isinstance(node, ast.Call):
+        binds |= _set_by_name(node)
+
+
+def _set_by_name(call: ast.Call) -> set[Path]:
+    """Return what ``setattr(object, "name", …)``, ``vars(object)`` and the like may bind."""
+    named = isinstance(call.func, ast.Name) and call.func.id in {"setattr", "delattr", "vars"}
+    path = _dotted(call.args[0]) if named and call.args else None
+    if path is None:
+        return set()
+    name = call.args[1] if len(call.args) > 1 else None
+    if isinstance(name, ast.Constant) and isinstance(name.value, str):
+        return {(*path, name.value)}
+    return {path}
 
 
 def _collect_inside(node: ast.AST, reads: set[Path], binds: set[Path]) -> None:
@@ -176,6 +190,25 @@ def _collect_inside(node: ast.AST, reads: set[Path], binds: set[Path]) -> None:
     reads |= {path for path in inner_reads if path[0] not in own}
     if isinstance(node, Definition):
         binds.add((node.name,))
+    for inside in ast.walk(node):
+        # Those are names of the function around.
+        if isinstance(inside, (ast.Global, ast.Nonlocal)):
+            binds |= {(name,) for name in inside.names}
+        elif isinstance(inside, ast.NamedExpr) and isinstance(node, _COMPREHENSIONS):
+            binds.add((inside.target.id,))
+
+
+def yields(scope: Definition) -> bool:
+    """Tell whether a function is a generator."""
+    parts = (part for one in place(scope.body) for part in own_parts(one.node))
+    return any(_yields(part) for part in parts if not isinstance(part, Definition))
+
+
+def _yields(node: ast.AST) -> bool:
+    if isinstance(node, (ast.Yield, ast.YieldFrom)):
+        return True
+    inner = (child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.Lambda))
+    return any(map(_yields, inner))
 
 
 def gets(call: ast.Call, root: str) -> bool:

@@ -8,6 +8,7 @@ two must not disagree.
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +17,7 @@ from packaging.version import Version
 from sglang_commfix import __version__
 from sglang_commfix.engine.errors import AnchorError, SourceError
 from sglang_commfix.engine.fingerprint import find_scope
+from sglang_commfix.engine.register import parsed
 from sglang_commfix.engine.rewrite import anchors_in, find_anchor
 
 
@@ -129,7 +131,7 @@ class _Statements:
                 reason = "what it puts in is there already, as after `sglang-commfix export`"
                 return self._finding("not-needed", reason, needed=False)
         faulty = next((one for one in patch.variants() if not any(self._odd(one))), None)
-        sound = next((one for one in patch.sound if self._is_there(one)), None)
+        sound = next((one for one in patch.sound if self._is_sound(one)), None)
         if sound is None:
             if faulty is None:
                 return self._finding("refused", self._doubt())
@@ -164,16 +166,37 @@ class _Statements:
     def _is_there(self, clause: Clause) -> bool:
         return self._tree.stands(clause).form in clause.forms(self._known)
 
-    def _is_made(self, edit: Edit) -> bool:
-        """Tell whether the new text is where the edit would put it."""
+    def _has_new_text(self, edit: Edit) -> bool:
+        """Tell whether the new text is in the scope, in whatever form."""
         tree = self._tree.tree(edit.target.module)
-        scope = tree and (find_scope(tree, edit.target.scope) if edit.target.scope else tree)
-        return scope is not None and len(anchors_in(scope, edit.result)) == 1
+        scope = tree and find_scope(tree, edit.target.scope)
+        return scope is not None and bool(anchors_in(scope, edit.result))
+
+    def _is_sound(self, clause: Clause) -> bool:
+        """Tell whether a clause is there, and nothing that an edit replaces stands beside it."""
+        own = parsed(clause.find)
+        beside = [edit for edit in self._patch.edits if edit.target == clause.target]
+        replaced = [edit for edit in beside if edit.operation == "replace"]
+        return self._is_there(clause) and not any(self._still(edit, own) for edit in replaced)
+
+    def _still(self, edit: Edit, text: list[ast.stmt]) -> bool:
+        """Tell whether an edit's anchor stands anywhere but in ``text``, which may repeat it."""
+        repeated = anchors_in(ast.Module(text, []), edit.anchor)
+        return len(self._tree.stands(edit.clause).lines) > len(repeated)
+
+    def _is_made(self, edit: Edit) -> bool:
+        """Tell whether the new text is where the edit puts it."""
+        if edit.operation == "append":
+            tree = self._tree.tree(edit.target.module)
+            return tree is not None and len(anchors_in(tree, edit.added)) == 1
+        if self._still(edit, edit.result):
+            return False
+        return self._is_there(edit.made(self._patch.id))
 
     def _odd(self, variant: Variant) -> Iterator[str]:
         """Yield what keeps ``variant`` of the fault from being there."""
         for edit in variant.edits:
-            if edit.operation != "append" and self._is_made(edit):
+            if edit.operation != "append" and self._has_new_text(edit):
                 yield f"{edit.target} has the new text already"
         for clause in variant.clauses:
             if not self._is_there(clause):

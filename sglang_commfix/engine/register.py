@@ -10,7 +10,7 @@ import ast
 import json
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -106,6 +106,12 @@ class Edit:
         return Clause(
             self.target, self.find, self.text, kept, True, self.given, (), "", self.releases
         )
+
+    def made(self, patch_id: str) -> Clause:
+        """What is there once the edit has been made, as by ``export``."""
+        texts = {"before": self.text + self.find, "after": self.find + self.text}
+        find = texts.get(self.operation, self.text)
+        return replace(self.clause, find=find, after=patch_id)
 
 
 @dataclass(frozen=True)
@@ -263,7 +269,12 @@ class Patch:
     @property
     def clauses(self) -> tuple[Clause, ...]:
         """Everything whose form is looked at."""
-        return (*(edit.clause for edit in self.edits), *self.faulty, *self.sound)
+        return (*(edit.clause for edit in self.edits), *self.faulty, *self.sound, *self.made)
+
+    @property
+    def made(self) -> tuple[Clause, ...]:
+        """What shows that it is on disk already: what is left of each edit that has a scope."""
+        return tuple(edit.made(self.id) for edit in self.edits if edit.target.scope)
 
     @property
     def modules(self) -> tuple[str, ...]:

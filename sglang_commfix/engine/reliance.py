@@ -39,6 +39,7 @@ from sglang_commfix.engine.flow import (
     own_parts,
     place,
     written,
+    yields,
 )
 
 
@@ -88,8 +89,9 @@ def form_of(
 
     """
     try:
-        scope = _innermost(scope, anchor)
-        return _Slice(bound, scope, anchor, added, clause).form()
+        inner = _innermost(scope, anchor)
+        form = _Slice(bound, inner, anchor, added, clause).form()
+        return form if inner is scope else _form([f"in {inner.name}", *form.parts])
     except RecursionError as error:
         raise SourceError("the code is nested too deeply to be compared") from error
 
@@ -109,6 +111,8 @@ def _taken(bound: Bindings, names: Collection[str]) -> Iterator[str]:
     for name in sorted(names):
         for line in bound.get(name, () if hasattr(builtins, name) else ("nothing",)):
             yield f"{name} is {line}"
+    # Any name may come from there.
+    yield from (f"* is {line}" for line in bound.get("*", ()))
 
 
 def names_in(scope: ast.AST) -> frozenset[str]:
@@ -172,9 +176,8 @@ class _Slice:
         for one in self._statements[: first.index]:
             if self._leaves(one, first):
                 self._keep(one)
-        if self._deep:
-            for path in {path for one in (*self._anchor, *self._added) for path in one.binds}:
-                self._assigned_next(path, last)
+        for path in {path for one in (*self._anchor, *self._added) for path in one.binds}:
+            self._assigned_next(path, last)
         parts = [*self._signature(), *self._lines(), *self._bindings()]
         return _form(parts)
 
@@ -252,7 +255,7 @@ class _Slice:
             yield f"{mark} {number} [{around}] {written(one.node)}"
 
     def _signature(self) -> Iterator[str]:
-        yield type(self._scope).__name__
+        yield type(self._scope).__name__ + (" with yield" if yields(self._scope) else "")
         for decorator in self._scope.decorator_list:
             yield f"@ {normal_form(decorator)}"
         if not isinstance(self._scope, FUNCTIONS):

@@ -92,6 +92,11 @@ def test_what_has_nothing_to_do_with_the_place_does_not_count(old: str, new: str
         ("from sizes import tp_size, mode", "from other import tp_size, mode"),
         ("mode\n", "mode\n\nif mode:\n    tp_size = 1\n"),
         ("rows = batch.size", "def rows(): pass"),
+        ("print(unrelated)", "def g():\n        nonlocal rows\n        rows = 3\n    g()"),
+        ("print(unrelated)", "[(rows := each) for each in self]"),
+        ("print(unrelated)", "match other:\n        case {**rows}:\n            pass"),
+        ("print(unrelated)", "if other:\n        yield"),
+        ("mode\n", "mode\nfrom elsewhere import *\n"),
         ("rows = batch.size", "match batch:\n        case [rows]:\n            pass"),
         ("rows = batch.size", "try:\n        pass\n    except E as rows:\n        pass"),
     ],
@@ -137,6 +142,11 @@ class TestAttributes:
             assert form(changed(old, new, self.TEXT), "use(self.size)") != before
         assert form(changed("log('x')", "reset(self)", self.TEXT), "use(self.size)") != before
         assert form(changed("log('x')", "log('y')", self.TEXT), "use(self.size)") == before
+
+    @pytest.mark.parametrize("how", ["setattr(self, 'size', 2)", "vars(self)['size'] = 2"])
+    def test_one_that_is_set_by_name_is_set(self, how: str) -> None:
+        before = form(self.TEXT, "use(self.size)")
+        assert form(changed("log('x')", how, self.TEXT), "use(self.size)") != before
 
     def test_one_that_comes_from_outside_does_not_make_every_call_count(self) -> None:
         text = self.TEXT.replace("self.size = 1", "pass")
