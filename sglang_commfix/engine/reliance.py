@@ -10,9 +10,10 @@ a dozen; the others may be edited by anybody. The form of a place is the hash of
 - the definitions that reach what all these read, recursively; for an attribute that is set in the
   function also the calls behind that may set it again;
 - where the names that it writes are assigned next;
-- parameters, decorators, and what binds each free name in the module.
+- parameters, decorators, whether the function is a generator, and what binds each free name in the
+  module.
 
-Where a place only shows that the fault is not there, the first two are enough.
+Where a place only shows that the fault is not there, definitions and bindings do not count.
 
 What uses the result further down is not followed: an entry names that itself where it matters.
 """
