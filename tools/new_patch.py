@@ -77,7 +77,7 @@ id = "{id}"
 # In place of scope and find: names, none of which the module mentions. So it is without a module.
 #unmentioned = ["should_use_reduce_scatter"]
 # Optional: the entry that puts it there, where no release has it: it counts as exported to disk.
-#after = "24785-sum-len-contract"
+#after = "{id}"
 # What it shows.
 #why = "there is no consumer"
 

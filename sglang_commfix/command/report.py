@@ -191,7 +191,8 @@ def _likeness(plan: Plan, register: Register, tree: Tree) -> Likeness | None:
         clause.target.module
         for entry in register.patches
         for clause in entry.clauses
-        if _form(tree, clause) != entry.fingerprints.clauses[clause.key][known.index(best)]
+        if not clause.after  # what an exported patch leaves is in no release
+        and _form(tree, clause) != entry.fingerprints.clauses[clause.key][known.index(best)]
     }
     where = tuple(name for name in differing[best] if name in mattering)
     return Likeness(best, len(digests[best]), tuple(differing[best]), where)

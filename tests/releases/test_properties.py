@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import random
 from collections.abc import Collection
-from dataclasses import replace
 from functools import cache
 from types import CodeType
 
@@ -18,7 +17,7 @@ from published import RELEASES, after, lock_of, tree
 from sglang_commfix.engine.fingerprint import find_scope, normal_form, parse
 from sglang_commfix.engine.guard import decide
 from sglang_commfix.engine.make_lock import make_lock
-from sglang_commfix.engine.register import Patch, Register, Target, load
+from sglang_commfix.engine.register import Patch, Target, load
 from sglang_commfix.engine.source import Source
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import Sglang
@@ -196,7 +195,8 @@ def test_where_code_is_unknown_nothing_is_decided_that_stands_on_it(data: st.Dat
             own = [target.scope for target in replaced if target.module == module]
             sglang._raw[module] = unknown(source.text, own).encode()
     there = {t for t in replaced if original.fingerprint(t) is not None}
-    (finding,) = decide(Register((replace(patch, requires=(), conflicts=()),)), Tree(sglang))
+    others = [name for name in IDS if name != patch.id]
+    (finding,) = decide(load(), Tree(sglang), known=others)
     shows = [
         one for one in patch.sound if original.stands(one).form in one.forms(patch.fingerprints)
     ]
