@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_sessionfinish() -> None:
+    """Leave the parsed releases out of the last garbage collections.
+
+    They take seconds, and a worker that takes long to end is killed while it writes what it has
+    measured.
+    """
+    gc.freeze()
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import Sglang
 
 
-pytestmark = pytest.mark.releases
+# Forms are the same on every Python, which `tools/locks.py --check` shows there.
+pytestmark = [pytest.mark.releases, pytest.mark.one_python]
 
 PATCHES = load().patches
 IDS = [patch.id for patch in PATCHES]

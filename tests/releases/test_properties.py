@@ -181,6 +181,7 @@ def scopes_of(patch: Patch) -> list[Target]:
     return sorted({one.target for one in patch.clauses if one.target.scope})
 
 
+@pytest.mark.one_python
 @settings(slow, max_examples=120)
 @given(st.data())
 def test_where_code_is_unknown_nothing_is_decided_that_stands_on_it(data: st.DataObject) -> None:
