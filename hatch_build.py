@@ -23,6 +23,9 @@ class RegisterBuildHook(BuildHookInterface[Any]):
             return
         root = Path(self.root)
         sys.path.insert(0, self.root)
+        # Where an older version is installed, its start-up hook has imported that one already.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "sglang_commfix"]:
+            del sys.modules[name]
         from sglang_commfix.engine.register import load_folder
         from sglang_commfix.engine.shipped import put_together
 
