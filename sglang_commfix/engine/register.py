@@ -164,6 +164,8 @@ class Clause:
 
     def forms(self, known: Fingerprints) -> frozenset[str]:
         """Return the forms that it has in its releases."""
+        if self.unmentioned:
+            return frozenset({"unmentioned"})  # so it is, whether a release has it or not
         own = (
             value
             for release, value in zip(known.releases, known.clauses[self.key], strict=True)
