@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import cache
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,11 +103,12 @@ def _download(release: str, folder: Path) -> Path:
 def fingerprints_of(tree: Tree, patches: Sequence[Patch]) -> dict[str, str | None]:
     """Return what one release has: the fingerprint of every target, the form of every clause."""
     found: dict[str, str | None] = {}
+    by_id = {patch.id: patch for patch in patches}
+    on_disk = cache(lambda name, module: patched(tree, by_id[name], module))
     for patch in patches:
         found |= {str(target): tree.fingerprint(target) for target in patch.targets}
         for clause in patch.clauses:
-            made = next((one for one in patches if one.id == clause.after), None)
-            there = tree if made is None else patched(tree, made, clause.target.module)
+            there = on_disk(clause.after, clause.target.module) if clause.after in by_id else tree
             found[clause.key] = there.stands(clause).form if there else None
     return found
 
@@ -121,19 +123,20 @@ def patched(tree: Tree, patch: Patch, module: str) -> Tree | None:
         changes = [locate(syntax, patch.id, edit) for edit in edits]
     except AnchorError:
         return None
-    return Tree(Edited(tree.sglang, module, rewrite(source, syntax, changes, compiled=False).raw))
+    edited = rewrite(source, syntax, changes, compiled=False).raw
+    return Tree(Edited(tree.sglang, {module: edited}))
 
 
 class Edited(Sglang):
-    """An sglang with other bytes in one of its modules."""
+    """An sglang with other bytes in some of its modules."""
 
-    def __init__(self, sglang: Sglang, module: str, raw: bytes) -> None:
+    def __init__(self, sglang: Sglang, edited: Mapping[str, bytes]) -> None:
         super().__init__(sglang.path)
-        self._edited = {module: raw}
+        self._edited = edited
 
     def raw(self, module: str) -> bytes | None:
         """Return the bytes of a module's file; ``None``: no such module."""
-        return self._edited.get(module) or super().raw(module)
+        return self._edited[module] if module in self._edited else super().raw(module)
 
 
 def render(releases: Sequence[str], patch: Patch, table: dict[str, dict[str, str | None]]) -> str:

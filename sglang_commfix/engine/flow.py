@@ -198,9 +198,9 @@ def _collect_inside(node: ast.AST, reads: set[Path], binds: set[Path]) -> None:
             binds.add((inside.target.id,))
 
 
-def yields(scope: Definition) -> bool:
-    """Tell whether a function is a generator."""
-    parts = (part for one in place(scope.body) for part in own_parts(one.node))
+def yields(statements: Sequence[Placed]) -> bool:
+    """Tell whether the function that these are of is a generator."""
+    parts = (part for one in statements for part in own_parts(one.node))
     return any(_yields(part) for part in parts if not isinstance(part, Definition))
 
 

@@ -42,6 +42,7 @@ from sglang_commfix.engine.flow import (
     written,
     yields,
 )
+from sglang_commfix.engine.register import parsed
 
 
 if TYPE_CHECKING:
@@ -72,16 +73,14 @@ def form_of(
     bound: Bindings,
     scope: Definition,
     anchor: Anchor,
-    added: Sequence[ast.stmt],
     clause: Clause,
 ) -> Form:
-    """Work out what an anchor, and new text at it, rely on.
+    """Work out what the anchor of a clause, and its new text there, rely on.
 
     Args:
         bound: what binds the names of the module.
         scope: the class or function of it that holds the anchor.
         anchor: the statements.
-        added: new statements at the anchor; none where a place is only looked at.
         clause: what it is for. Where the anchor is kept and new text does nothing but return one
             constant, an earlier exit that returns the same takes nothing from it.
 
@@ -91,7 +90,7 @@ def form_of(
     """
     try:
         inner = _innermost(scope, anchor)
-        form = _Slice(bound, inner, anchor, added, clause).form()
+        form = _Slice(bound, inner, anchor, clause).form()
         return form if inner is scope else _form([f"in {inner.name}", *form.parts])
     except RecursionError as error:
         raise SourceError("the code is nested too deeply to be compared") from error
@@ -149,7 +148,6 @@ class _Slice:
         bound: Bindings,
         scope: Definition,
         anchor: Anchor,
-        added: Sequence[ast.stmt],
         clause: Clause,
     ) -> None:
         self._deep = clause.deep
@@ -159,9 +157,8 @@ class _Slice:
         self._statements = list(place(body_without_docstring(scope, scope.body)))
         wanted = anchor.suite[anchor.start : anchor.stop]
         self._anchor = [one for one in self._statements if one.is_inside(wanted)]
-        self._added = list(place(added))
-        own = self._added if added else self._anchor
-        self._harmless = _only_value(own) if clause.kept else None
+        self._added = list(place(parsed(clause.text)))
+        self._harmless = _only_value(self._added or self._anchor) if clause.kept else None
         self._local = {path[0] for one in self._statements for path in one.binds if len(path) == 1}
         self._local |= {path[0] for one in self._added for path in one.binds if len(path) == 1}
         self._kept: dict[int, Placed] = {}
@@ -256,7 +253,7 @@ class _Slice:
             yield f"{mark} {number} [{around}] {written(one.node)}"
 
     def _signature(self) -> Iterator[str]:
-        yield type(self._scope).__name__ + (" with yield" if yields(self._scope) else "")
+        yield type(self._scope).__name__ + (" with yield" if yields(self._statements) else "")
         for decorator in self._scope.decorator_list:
             yield f"@ {normal_form(decorator)}"
         if not isinstance(self._scope, FUNCTIONS):

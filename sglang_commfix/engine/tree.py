@@ -138,9 +138,8 @@ class Tree:
             return Stands(None if there else "unmentioned")
         if tree is None or scope is None:
             return Stands(None)
-        added = parsed(clause.text)
         if isinstance(scope, ast.Module):
-            return Stands(bindings_for(self._bound(module, tree), added).digest)
+            return Stands(bindings_for(self._bound(module, tree), parsed(clause.text)).digest)
         if not clause.find:
             return Stands("there", (scope.lineno,))
         anchors = anchors_in(scope, parsed(clause.find))
@@ -148,8 +147,7 @@ class Tree:
         if len(anchors) != 1:
             return Stands(None, lines)
         bound = self._bound(module, tree) if clause.deep else {}
-        form = form_of(bound, scope, anchors[0], added, clause)
-        return Stands(form.digest, lines)
+        return Stands(form_of(bound, scope, anchors[0], clause).digest, lines)
 
     def _mentions(self, scope: ast.AST, clause: Clause) -> bool:
         target = str(clause.target)

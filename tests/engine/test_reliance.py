@@ -41,7 +41,7 @@ def form(
     found = find_scope(module, scope)
     assert found is not None
     (anchor,) = anchors_in(found, ast.parse(find).body)
-    return form_of(module_bindings(module), found, anchor, ast.parse(added).body, clause)
+    return form_of(module_bindings(module), found, anchor, clause)
 
 
 def changed(old: str, new: str, base: str = BASE) -> str:

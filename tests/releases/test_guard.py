@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from fingerprints import Edited
 from published import RELEASES, plan_for, tree
 
 from sglang_commfix.engine.guard import as_released, by_statements, decide
 from sglang_commfix.engine.register import Fingerprints, Patch, load
 from sglang_commfix.engine.tree import Tree
-from sglang_commfix.files import Sglang
 
 
 # Forms are the same on every Python, which `tools/locks.py --check` shows there.
@@ -101,10 +101,9 @@ def test_no_entry_changes_what_another_one_relies_on(release: str) -> None:
     """So they are decided alike, whichever of them are on disk already."""
     concerned = [patch for patch in PATCHES if release in patch.affected_releases]
     for one in concerned:
-        sglang = Sglang(tree(release).sglang.path)
-        for name, module in plan_for(release, one.id).modules.items():
-            sglang._raw[name] = module.after
-        edited = Tree(sglang)
+        modules = plan_for(release, one.id).modules
+        after = {name: module.after for name, module in modules.items()}
+        edited = Tree(Edited(tree(release).sglang, after))
         (finding,) = decide(load(), edited, known=[name for name in IDS if name != one.id])
         assert finding.verdict == "not-needed", finding.reason
         for other in concerned:

@@ -9,6 +9,7 @@ from functools import cache
 from types import CodeType
 
 import pytest
+from fingerprints import Edited
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mutations import FORMATTERS, MUTATORS, mutated
@@ -189,15 +190,15 @@ def test_where_code_is_unknown_nothing_is_decided_that_stands_on_it(data: st.Dat
     release = data.draw(st.sampled_from(BORDERS[patch.id]))
     replaced = data.draw(st.sets(st.sampled_from(scopes_of(patch)), min_size=1))
     original = tree(release)
-    sglang = Sglang(original.sglang.path)
+    texts = {}
     for module in {target.module for target in replaced}:
         source = original.source(module)
         if source is not None:
             own = [target.scope for target in replaced if target.module == module]
-            sglang._raw[module] = unknown(source.text, own).encode()
+            texts[module] = unknown(source.text, own).encode()
     there = {t for t in replaced if original.fingerprint(t) is not None}
     others = [name for name in IDS if name != patch.id]
-    (finding,) = decide(load(), Tree(sglang), known=others)
+    (finding,) = decide(load(), Tree(Edited(original.sglang, texts)), known=others)
     shows = [
         one for one in patch.sound if original.stands(one).form in one.forms(patch.fingerprints)
     ]
