@@ -35,7 +35,7 @@ class Decision(TypedDict):
     pr: int | None
     kind: str  # correctness, stability, performance, feature
     title: str
-    fixed_in: str
+    fixed_in: str | None  # None: no published release has a fix
     fixes: list[int]  # pull requests whose published version has the fault
     requires: list[str]
     conflicts: list[str]

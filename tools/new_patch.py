@@ -31,7 +31,7 @@ id = "{id}"
 #kind = "correctness"
 # The releases with the fault, half-open.
 #affected = ">=0.5.11,<0.5.12"
-# The first release with the fix.
+# The first release with the fix. Left out if no release has it.
 #fixed_in = "0.5.12"
 # Optional: the upstream pull requests whose published version has the fault.
 #fixes = []

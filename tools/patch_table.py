@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generated import bring_up_to_date
-from packaging.version import Version
 
 from sglang_commfix.engine.register import load_folder
 
@@ -70,7 +69,7 @@ def state(register: Register, patch: Patch, release: str) -> str:
     edited = {edit.target for edit in patch.edits if edit.target.scope}
     if all(patch.fingerprints.targets[target][index] is None for target in edited):
         return ""
-    if Version(release) < Version(patch.fixed_in):
+    if not patch.is_fixed_in(release):
         return "*sound*"
     repairs = [p.id for p in register.repairs_of(patch) if release in p.affected_releases]
     return f"*faulty*: {', '.join(repairs)}" if repairs else "*fixed*"
@@ -91,7 +90,7 @@ def _row(patch: Patch) -> str:
         f"[#{patch.pr}]({pr})" if pr else "none",
         patch.kind,
         f"{patch.fingerprints.spans(affected)} ({len(affected)} in all)",
-        patch.fixed_in,
+        patch.fixed_in or "no release yet",
         _cell(dict.fromkeys(str(edit.target) for edit in patch.edits)),
         _cell(dict.fromkeys(str(one.target) for one in (*patch.faulty, *patch.sound))),
     ]

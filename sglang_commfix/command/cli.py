@@ -200,8 +200,9 @@ def _like(report: Report) -> str:
 
 def _patch_text(patch: PatchReport) -> list[str]:
     pr = "" if patch.pr is None else f"PR #{patch.pr}, "
+    fixed = f"fixed in {patch.fixed_in}" if patch.fixed_in else "fixed in no release yet"
     lines = [
-        f"{patch.decision:<10}  {patch.id}  ({pr}{patch.kind}, fixed in {patch.fixed_in})",
+        f"{patch.decision:<10}  {patch.id}  ({pr}{patch.kind}, {fixed})",
         f"    {patch.title}",
         *_wrapped(patch.reason),
     ]
@@ -363,7 +364,7 @@ def _explained(patch: Patch) -> dict[str, object]:
 
 def _explanation(patch: Patch) -> str:
     lines = [f"{patch.id}  ({patch.kind})", patch.title, ""]
-    lines += [f"Affected: sglang {patch.range}    Fixed in: {patch.fixed_in}"]
+    lines += [f"Affected: sglang {patch.range}    Fixed in: {patch.fixed_in or 'no release yet'}"]
     if patch.fixes:
         pulls = ", ".join(f"#{pr}" for pr in patch.fixes)
         lines += [f"Repairs upstream's own version of: {pulls}"]

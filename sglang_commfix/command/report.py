@@ -63,7 +63,7 @@ class PatchReport:
     title: str
     decision: str
     reason: str
-    fixed_in: str
+    fixed_in: str | None
     edits: tuple[EditReport, ...]
 
 

@@ -95,7 +95,7 @@ def as_released(patch: Patch, found: Mapping[Target, str | None]) -> Finding | N
         return Finding(patch, "apply", reason, found, edits, needed=True, released=True)
     if not releases:
         return None
-    if Version(releases[0]) >= Version(patch.fixed_in):
+    if patch.is_fixed_in(releases[0]):
         reason = f"sglang has the fix since {patch.fixed_in}"
     else:
         like = known.spans(releases)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
 
 from sglang_commfix.engine.errors import RegisterError
 from sglang_commfix.files import short_digest
@@ -229,6 +230,7 @@ class Fingerprints:
 class Patch:
     """An entry of the register. The texts are for people; see ``CONTRIBUTING.md``.
 
+    ``fixed_in`` is the first release with a fix, if there is one.
     ``fixes`` holds the numbers of the upstream pull requests whose published version has the fault.
     ``faulty`` is what has to be there for the fault, beside what is edited, and ``sound`` what
     shows, each by itself, that it is not.
@@ -239,7 +241,7 @@ class Patch:
     pr: int | None
     kind: Kind
     affected: SpecifierSet
-    fixed_in: str
+    fixed_in: str | None
     fixes: tuple[int, ...]
     links: tuple[str, ...]
     requires: tuple[str, ...]
@@ -260,6 +262,10 @@ class Patch:
     def range(self) -> str:
         """The affected releases as a specifier, its lower end first."""
         return ",".join(sorted(map(str, self.affected), reverse=True))
+
+    def is_fixed_in(self, release: str) -> bool:
+        """Tell whether ``release`` is one of those from the first with a fix on."""
+        return self.fixed_in is not None and Version(release) >= Version(self.fixed_in)
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -441,7 +447,7 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
         pr=data.get("pr"),
         kind=data["kind"],
         affected=affected,
-        fixed_in=data["fixed_in"],
+        fixed_in=data.get("fixed_in"),
         fixes=tuple(data.get("fixes", ())),
         links=tuple(data["links"]),
         requires=tuple(data.get("requires", ())),

@@ -93,6 +93,21 @@ def test_source_that_never_had_the_fault_is_left_alone(tmp_path: Path) -> None:
     assert reason(made) == "the source is that of sglang 1.0, which does not have the fault"
 
 
+def test_a_fault_that_no_release_has_mended_is_sound_where_it_never_was(tmp_path: Path) -> None:
+    upstream = Upstream()
+    upstream.releases["1.3"] = {MODULE: dedented(FAULTY)}
+    never = {**GONE, "releases": "<1.1"}
+    unmended = patch(affected=">=1.1", sound=[never])
+    del unmended["fixed_in"]
+    register = upstream.register(tmp_path / "patches", unmended)
+    newest = plan(register, write_sglang(tmp_path / "a", {FILE: FAULTY}, "1.3"))
+    oldest = plan(register, write_sglang(tmp_path / "b", {FILE: "x = 1\n"}, "1.0"))
+
+    assert verdicts(newest) == {"1-guard": "apply"}
+    assert verdicts(oldest) == {"1-guard": "not-needed"}
+    assert reason(oldest) == "the source is that of sglang 1.0, which does not have the fault"
+
+
 @pytest.mark.parametrize("version", ["1.0", "1.9"])
 def test_where_nothing_of_it_all_is_nothing_is_needed(
     register: Register, tmp_path: Path, version: str
