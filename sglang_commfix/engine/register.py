@@ -92,27 +92,20 @@ class Edit:
         return parsed(self.text)
 
     @property
-    def result(self) -> list[ast.stmt]:
-        """What stands in the place of :attr:`anchor` afterwards."""
-        if self.operation == "before":
-            return [*self.added, *self.anchor]
-        if self.operation == "after":
-            return [*self.anchor, *self.added]
-        return self.added
-
-    @property
     def clause(self) -> Clause:
         """What has to be there for the edit to do what it does on a release."""
-        kept = self.operation in {"before", "after"}
         return Clause(
-            self.target, self.find, self.text, kept, True, self.given, (), "", self.releases
+            self.target, self.find, self.text, self.keeps, True, self.given, (), "", self.releases
         )
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the anchor stays where it is."""
+        return self.operation in {"before", "after"}
 
     def made(self, patch_id: str) -> Clause:
         """What is there once the edit has been made, as by ``export``."""
-        texts = {"before": self.text + self.find, "after": self.find + self.text}
-        find = texts.get(self.operation, self.text)
-        return replace(self.clause, find=find, after=patch_id)
+        return replace(self.clause, find=self.text, after=patch_id)
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def take_out(tree: ast.Module, edit: Edit) -> None:
         return
     scope = find_scope(tree, edit.target.scope)
     assert scope is not None
-    (place,) = anchors_in(scope, edit.result)
-    place.suite[place.start : place.stop] = edit.anchor
+    (place,) = anchors_in(scope, edit.added)
+    place.suite[place.start : place.stop] = [] if edit.keeps else edit.anchor
 
 
 @pytest.mark.parametrize("release", RELEASES)
