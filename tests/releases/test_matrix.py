@@ -214,6 +214,8 @@ def test_the_tables_in_the_docs_are_current() -> None:
     root = Path(__file__).parents[2]
     assert (root / "patches" / "README.md").read_text() == patch_table.render(load())
     assert (root / "docs" / "releases.md").read_text() == patch_table.render_releases(load())
+    readme = (root / "README.md").read_text()
+    assert readme == patch_table.render_readme(load(), readme)
 
 
 @pytest.mark.parametrize("release", RELEASES)
