@@ -73,8 +73,8 @@ BY_DEFAULT = ("correctness", "stability")
 def render_releases(register: Register) -> str:
     """Return the text of ``docs/releases.md``."""
     links = {p.id: f"[{p.id}](../patches/{p.id}/patch.toml)" for p in register.patches}
-    safe = [("patch", "has the fault", "safe from", "but")]
-    states = [("patch", "apply", "fixed", "sound")]
+    safe: list[tuple[str, ...]] = [("patch", "has the fault", "safe from", "but")]
+    states: list[tuple[str, ...]] = [("patch", "apply", "fixed", "sound")]
     for patch in register.patches:
         (first, _), *others = register.safe(patch)
         known = patch.fingerprints
@@ -90,7 +90,7 @@ def render_releases(register: Register) -> str:
             faulty = known.spans([r for r, one in of.items() if one == what])
             cells[1] = f"{what} {faulty}; {cells[1]}"
         states.append((links[patch.id], *cells))
-    rows = [("sglang", "on by default", "when named")]
+    rows: list[tuple[str, ...]] = [("sglang", "on by default", "when named")]
     for release in register.patches[0].fingerprints.releases:
         applied = [p for p in register.patches if release in p.affected_releases]
         default = [p.id for p in applied if p.kind in BY_DEFAULT]
@@ -107,7 +107,7 @@ def render_releases(register: Register) -> str:
 
 
 def render_readme(register: Register, text: str) -> str:
-    """Return the README with its tables made anew: faults, the newest first, and what is optional."""
+    """Return the README with its tables made anew: faults, newest first, and what is optional."""
     newest_first = sorted(
         register.patches, key=lambda p: (Version(p.affected_releases[-1]), p.id), reverse=True
     )
