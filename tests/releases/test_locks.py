@@ -53,17 +53,26 @@ def by_engine(release: str, module: str, patches: tuple[str, ...]) -> bytes:
     return rewrite(source, syntax, changes, compiled=False).raw
 
 
-def selections() -> list[str]:
-    """Each entry alone, every pair, all, and 500 drawn by chance, some of them with exceptions."""
+def selections(release: str) -> list[str]:
+    """Each entry alone, every set of those that edit one module, all, and 500 drawn by chance."""
     chance = random.Random(24785)
-    pairs = [",".join(pair) for pair in itertools.combinations(IDS, 2)]
+    editing: dict[str, list[str]] = {}
+    for name, finding in findings(release).items():
+        for module in dict.fromkeys(edit.target.module for edit in finding.edits):
+            editing.setdefault(module, []).append(name)
+    together = [
+        ",".join(names)
+        for beside in editing.values()
+        for count in range(2, len(beside) + 1)
+        for names in itertools.combinations(beside, count)
+    ]
     drawn = []
     for _ in range(500):
         words = chance.sample(IDS, chance.randint(1, len(IDS)))
         words += [f"-{name}" for name in chance.sample(IDS, chance.randint(0, 2))]
         words += chance.sample(["1", "all"], chance.randint(0, 1))
         drawn.append(",".join(chance.sample(words, len(words))))
-    return [*IDS, *pairs, "1", "all", *drawn]
+    return [*IDS, *together, "1", "all", *drawn]
 
 
 @pytest.mark.one_python
@@ -71,7 +80,7 @@ def selections() -> list[str]:
 def test_text_by_lock_and_text_by_engine_are_the_same_whatever_is_selected(release: str) -> None:
     sglang = Sglang(released(release) / "sglang")
     affected = {patch.id for patch in ENTRIES if release in patch.affected_releases}
-    for words in selections():
+    for words in selections(release):
         made = plan.make_plan(sglang, Settings(words))
         assert made.origin == "shipped"
         selected, _ = plan.parse_selection(words, made.patches)

@@ -29,7 +29,16 @@ pytestmark = pytest.mark.releases
 
 IDS = [patch.id for patch in load().patches]
 AFFECTED = {patch.id: patch.affected_releases for patch in load().patches}
-SOME = ["0.5.1", "0.5.6.post2", "0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1"]
+SOME = [
+    "0.5.1",
+    "0.5.6.post2",
+    "0.5.9",
+    "0.5.10.post1",
+    "0.5.11",
+    "0.5.12.post1",
+    "0.5.14",
+    "0.5.17",
+]
 
 
 def test_the_register_knows_every_release_in_order() -> None:
