@@ -23,7 +23,8 @@ from sglang_commfix.run import plan
 from sglang_commfix.run.host import Settings
 
 
-pytestmark = pytest.mark.releases
+# That every Python finds the same forms and splices, `tools/locks.py --check` shows there.
+pytestmark = [pytest.mark.releases, pytest.mark.one_python]
 
 COMMUNICATOR = "sglang.srt.layers.communicator"
 ENTRIES = load().patches
@@ -75,7 +76,6 @@ def selections(release: str) -> list[str]:
     return [*IDS, *together, "1", "all", *drawn]
 
 
-@pytest.mark.one_python
 @pytest.mark.parametrize("release", RELEASES)
 def test_text_by_lock_and_text_by_engine_are_the_same_whatever_is_selected(release: str) -> None:
     sglang = Sglang(released(release) / "sglang")
@@ -173,7 +173,6 @@ class TestTreesThatNoReleaseHas:
         assert asked == [patch.id for patch in ENTRIES if changed in patch.modules]
         assert 0 < len(asked) < len(IDS)
 
-    @pytest.mark.one_python
     @pytest.mark.parametrize("release", ["0.5.6", "0.5.10.post1", "0.5.20"])
     def test_the_answers_are_those_of_the_engine_alone(self, release: str, tmp_path: Path) -> None:
         modules = sorted({module for patch in ENTRIES for module in patch.modules})

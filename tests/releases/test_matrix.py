@@ -25,7 +25,8 @@ from sglang_commfix.engine.rewrite import anchors_in
 from sglang_commfix.run.plan import parse_selection
 
 
-pytestmark = pytest.mark.releases
+# That every Python finds the same forms and splices, `tools/locks.py --check` shows there.
+pytestmark = [pytest.mark.releases, pytest.mark.one_python]
 
 IDS = [patch.id for patch in load().patches]
 AFFECTED = {patch.id: patch.affected_releases for patch in load().patches}
