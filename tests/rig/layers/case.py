@@ -176,6 +176,12 @@ class Outcome:
         return max(report.relative_error for report in self.ranks)
 
     @property
+    def error(self) -> float:
+        """The worst of what came out and of what was captured on the way."""
+        captured = [error for report in self.ranks for error in report.captured]
+        return max(self.relative_error, *captured) if captured else self.relative_error
+
+    @property
     def captured_error(self) -> float:
         """The worst of all captured hidden states; infinite if there are none."""
         errors = [error for report in self.ranks for error in report.captured]

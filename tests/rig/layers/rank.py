@@ -60,9 +60,12 @@ def run(case: Case, rank: int, rendezvous: str, checkpoint: str) -> RankReport:
     features = _features(padded, config, seed=3000 + group) if case.deepstack else []
     made, traces = _forward(model, torch.cat((given, garbage)), features, batch, recorder)
 
-    last = {} if made is None else _compare(case, made, given, weights, config, features, padded)
+    found: dict[str, Any] = {"relative_error": 0.0, "shape": (padded, config["hidden_size"])}
+    if made is not None:
+        first = min(own_layers(model))
+        found = _compare(case, made, given, weights, config, features, padded, first)
     return RankReport(
-        **{"relative_error": 0.0, **last},
+        **found,
         padding=batch.dp_padding_mode.name if batch.dp_padding_mode is not None else None,
         layers=tuple(traces),
     )
@@ -76,6 +79,7 @@ def _compare(
     config: dict[str, Any],
     features: list[Tensor],
     padded: int,
+    first: int,
 ) -> dict[str, Any]:
     """What the last stage has made with what it should be."""
     hidden_states, captured = made if isinstance(made, tuple) else (made, ())
@@ -88,7 +92,9 @@ def _compare(
     own = [feature[:tokens].double() for feature in features]
     expected = reference.forward(given.double(), weights, config, own)
     # A stage before the last keeps to itself what it captures.
-    behind = case.capture[len(case.capture) - len(captured) :]
+    behind = [layer for layer in case.capture if layer + 1 >= first]
+    if len(behind) != len(captured):
+        raise AssertionError(f"{len(captured)} of {len(behind)} hidden states were captured")
     return {
         "relative_error": _relative_error(hidden_states[:tokens], expected[-1]),
         "shape": tuple(hidden_states.shape),
