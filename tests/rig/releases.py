@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -16,6 +17,11 @@ class Release:
 
     version: str
     transformers: str | None = None
+
+    @property
+    def binds_every_stage(self) -> bool:
+        """It wants cores for the ranks of all pipeline stages, not for those of one."""
+        return tuple(map(int, re.findall(r"\d+", self.version)))[:3] >= (0, 5, 19)
 
 
 def _by_version(transformers: str | None, *versions: str) -> dict[str, Release]:
