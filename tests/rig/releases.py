@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -17,6 +18,11 @@ class Release:
     version: str
     transformers: str | None = None
 
+    @property
+    def binds_every_stage(self) -> bool:
+        """It wants cores for the ranks of all pipeline stages, not for those of one."""
+        return tuple(map(int, re.findall(r"\d+", self.version)))[:3] >= (0, 5, 19)
+
 
 def _by_version(transformers: str | None, *versions: str) -> dict[str, Release]:
     return {version: Release(version, transformers) for version in versions}
@@ -28,6 +34,7 @@ RELEASES = {
     **_by_version("5.3.0", "0.5.10.post1"),
     **_by_version(None, "0.5.11", "0.5.12.post1"),
     **_by_version("5.8.1", "0.5.13"),
+    **_by_version("5.12.1", "0.5.17", "0.5.20"),
 }
 
 # The environment has enough for these to run a model's layers alone: see `layers/`.
@@ -40,12 +47,10 @@ LAYERS = {
     **_by_version("4.57.1", "0.5.8", "0.5.8.post1", "0.5.9"),
     **_by_version("5.3.0", "0.5.10", "0.5.10.post1"),
     **_by_version(None, "0.5.11", "0.5.12", "0.5.12.post1"),
-    **_by_version("5.8.1", "0.5.13"),
+    **_by_version("5.8.1", "0.5.13", "0.5.13.post1"),
+    **_by_version("5.12.1", "0.5.14", "0.5.15", "0.5.15.post1", "0.5.16", "0.5.17", "0.5.18"),
+    **_by_version("5.12.1", "0.5.19", "0.5.20"),
 }
 
 # And for these to be asked what they decide: see `decisions/`.
-DECISIONS = {
-    **LAYERS,
-    # What #22642 came to in the end.
-    **_by_version("5.8.1", "0.5.17"),
-}
+DECISIONS = LAYERS

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from rig import guard
 from rig.environment import LOOPBACK, Environment, RigError
 from rig.failure import has_crashed
+from rig.releases import DECISIONS
 
 
 if TYPE_CHECKING:
@@ -213,6 +214,8 @@ class Server:
             result["RIG_PROBES"] = ",".join(self.probes)
             result["RIG_PROBE_REPORTS"] = str(folder / "reports")
         ranks = int(_flag(self.flags, "--tp", "1"))
+        if DECISIONS[self.release].binds_every_stage:
+            ranks *= int(_flag(self.flags, "--pp-size", "1"))
         if ranks > 1:
             # sglang wants one list of cores for each rank; they may share cores.
             cores = sorted(os.sched_getaffinity(0))

@@ -14,17 +14,22 @@ DP_2 = Layout(tp=2, dp=2)
 DP_2_EP_2 = Layout(tp=2, dp=2, ep=2)
 DP_4_EP_4 = Layout(tp=4, dp=4, ep=4)
 TP_4_CP_2 = Layout(tp=4, attn_cp=2)
+TP_2_PP_2 = Layout(tp=2, pp=2)
 
 # Its GLM-4 MoE blocks lack an attribute that the class they inherit from reads.
 NO_GLM4_MOE = "0.5.3.post2"
 
 
-def qwen3_moe(layout: Layout, tokens: tuple[int, ...], **more: Any) -> Case:
-    return Case(layout, tokens, model="qwen3-moe", layers="SSS", **more)
+def qwen3_moe(layout: Layout, tokens: tuple[int, ...], layers: str = "SSS", **more: Any) -> Case:
+    return Case(layout, tokens, model="qwen3-moe", layers=layers, **more)
 
 
 def glm4_moe(layout: Layout, tokens: tuple[int, ...], **more: Any) -> Case:
     return Case(layout, tokens, model="glm4-moe", **more)
+
+
+def gpt_oss(layout: Layout, tokens: tuple[int, ...], layers: str = "SSS", **more: Any) -> Case:
+    return Case(layout, tokens, model="gpt-oss", layers=layers, **more)
 
 
 @dataclass(frozen=True)

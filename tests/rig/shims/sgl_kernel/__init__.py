@@ -1,4 +1,4 @@
-"""Stands in for sgl_kernel, whose binaries need a GPU: the names that sglang imports on a CPU.
+"""Stands in for sgl_kernel, whose binaries need a GPU or a wheel of their own: the names that sglang imports on a CPU.
 
 Calling any of them is an error, so that no answer can come from here.
 """
@@ -18,13 +18,14 @@ __version__ = "999.0.0"
 
 def unavailable(name: str) -> Callable[..., NoReturn]:
     def function(*args: object, **kwargs: object) -> NoReturn:
-        raise NotImplementedError(f"{name} needs a GPU")
+        raise NotImplementedError(f"{name} is not there")
 
     return function
 
 
 def __getattr__(name: str) -> Callable[..., NoReturn]:
-    if name in _IMPORTED_BY_NAME:
+    # From 0.5.17 on many that are for a CPU alone: for speculation, and to move the KV cache.
+    if name in _IMPORTED_BY_NAME or name.endswith("_cpu"):
         return unavailable(f"sgl_kernel.{name}")
     raise AttributeError(name)
 
