@@ -1,0 +1,15 @@
+"""What `tests/servers/test_layers.py` shows of this entry."""
+
+from __future__ import annotations
+
+from rig.layers.case import Case, Layout
+from rig.layers.proof import Proof, glm4_moe, qwen3_moe
+
+
+TP_2_PP_2 = Layout(tp=2, pp=2)
+
+PROOFS = (
+    Proof(Case(TP_2_PP_2, (6,), layers="DSSS", fusion=True)),
+    Proof(Case(TP_2_PP_2, (3,), layers="DDDD", forward="decode", fusion=True)),
+    Proof(glm4_moe(TP_2_PP_2, (5,), layers="DSSS", fusion=True), releases=">=0.5.6"),
+)
