@@ -158,7 +158,7 @@ class _Statements:
         if version is None or not self._patch.affected.contains(version, True):
             return None
         gone = [name for name in self._patch.modules if self._tree.source(name) is None]
-        edited = [edit.target.module for edit in self._patch.edits]
+        edited = [edit.target.module for edit in self._patch.edits_for(str(version))]
         if not set(gone) & set(edited):
             return None
         return f"sglang {version} should have {', '.join(gone)}, and has not. Reinstall sglang"

@@ -125,6 +125,21 @@ def test_an_absent_target_in_an_affected_release_is_a_broken_sglang(
     assert "should have" in reason(made)
 
 
+def test_a_module_that_only_another_releases_edits_need_may_be_absent(tmp_path: Path) -> None:
+    """As where a function has moved to another file since."""
+    upstream = Upstream()
+    later = "sglang.srt.utils.common"
+    upstream.releases["1.2"] |= {later: "def make():\n    return 1\n"}
+    moved = edit(module=later, scope="make", find="return 1", before="x = 1\n", releases=">=1.2")
+    register = upstream.register(tmp_path / "patches", patch(edit=[edit(), moved]))
+    old = plan(register, write_sglang(tmp_path / "a", {FILE: FAULTY}, "1.1"))
+    new = plan(register, write_sglang(tmp_path / "b", {FILE: FAULTY}, "1.2"))
+
+    assert verdicts(old) == {"1-guard": "apply"}
+    assert verdicts(new) == {"1-guard": "refused"}
+    assert "should have sglang.srt.utils.common" in reason(new)
+
+
 def test_a_function_that_was_edited_elsewhere_is_patched(
     register: Register, tmp_path: Path
 ) -> None:

@@ -57,10 +57,6 @@ UNMENDED = {
         ("0.5.11", "0.5.12.post1", "0.5.13"),
         Case(Layout(tp=4, dp=2, ep=2), (3, 6)),
     ),
-    "all-reduce fused over the expert-parallel ranks alone (#32963)": (
-        ("0.5.11", "0.5.12.post1", "0.5.13"),
-        Case(Layout(tp=4, ep=2), (6,), fusion=True),
-    ),
 }
 
 # Beside what the proofs run: every layout that sglang serves without a fault.

@@ -1,6 +1,6 @@
 """Four ranks: sglang's real groups over gloo, and FlashInfer's own code around a stand-in for memory.
 
-Started by test_ranks.py with the rig's Python: imports sglang once, then forks the ranks
+Started with the rig's Python by test_ranks.py of the entries about workspaces: imports sglang once, then forks the ranks
 of each scenario, and prints what each of them has found. What a GPU would do is replaced: a buffer
 of device memory is a memory file that names the rank which has made it, so that the handles which
 FlashInfer exchanges tell whose memory a rank has got; the fused kernel is a sum over those ranks.
@@ -389,6 +389,32 @@ def exchanged(version: str) -> typing.Any:
     return state()["peers"]
 
 
+def stages(version: str, layout: str) -> typing.Any:
+    """On 0.5.11: whose memory the ranks get, behind attention and behind an MLP."""
+    COMM.update(version)
+    fusion = flashinfer_comm_fusion
+    # Defined where FlashInfer can be imported.
+    for node in ast.walk(ast.parse(Path(str(fusion.__file__)).read_text())):
+        if isinstance(node, ast.ClassDef) and node.name == "_FixedTorchDistBackend":
+            names = {"TorchDistBackend": COMM.backend}
+            exec(compile(ast.Module([node], []), str(fusion.__file__), "exec"), names)
+            fusion._TorchDistBackend = names[node.name]
+    # Which allocates on a GPU.
+    fusion._preflight_check_workspace_memory = lambda **_: True
+    lay_out(**LAYOUTS[layout])
+    found = []
+    for use_attn_tp_group in (False, True):
+        fusion.ensure_workspace_initialized(
+            max_token_num=2048,
+            hidden_dim=HIDDEN,
+            dtype=torch.float32,
+            use_attn_tp_group=use_attn_tp_group,
+        )
+        workspace = fusion._get_workspace_manager(use_attn_tp_group).workspace
+        found.append(None if workspace is None else workspace.ipc_handles[0])
+    return found
+
+
 def memory(version: str) -> typing.Any:
     """Whether what FlashInfer allocates is taken to suffice, and 8 MiB less not to."""
     COMM.update(version)
@@ -506,7 +532,7 @@ class Comm(SimpleNamespace):
 SCENARIOS = {
     scenario.__name__: scenario
     for scenario in (
-        healthy, faulty, first_fused_call, growth, exchange, exchanged, memory, switched_off,
+        healthy, faulty, first_fused_call, growth, exchange, exchanged, stages, memory, switched_off,
         decisions, groups_asked_for, traced,
     )
 }  # fmt: skip

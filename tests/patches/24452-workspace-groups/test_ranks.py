@@ -1,0 +1,87 @@
+"""#24452: FlashInfer's own code creates workspaces in four real ranks, see rig/fusion_ranks.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rig
+from rig.environment import Environment
+from rig.flashinfer import WITH_GROUP, ensure_source
+
+
+pytestmark = pytest.mark.servers
+
+RELEASE = "0.5.11"
+# What 0.5.11 pins.
+PINNED = "0.6.8.post1"
+
+ALL, HALVES = [[0, 1, 2, 3]], [[0, 1], [2, 3]]
+# By layout: the ranks that reduce what an MLP leaves, and what attention leaves.
+LAYOUTS = {
+    "tp4": (ALL, ALL),
+    "tp2 pp2": (HALVES, HALVES),
+    "tp4 cp2": (HALVES, HALVES),
+    "tp4 ep2": (HALVES, ALL),
+}
+# What hangs takes all of its time.
+LIMIT, PATIENCE = 30.0, 8.0
+
+
+def own_groups(layout: str) -> list[list[list[int]]]:
+    return [
+        [next(group for group in groups if rank in group) for groups in LAYOUTS[layout]]
+        for rank in range(4)
+    ]
+
+
+class Ranks:
+    """Asks for whose memory each rank has got, behind an MLP and behind attention."""
+
+    def __init__(self, environment: Environment, folder: Path) -> None:
+        self._environment = environment
+        self._folder = folder
+
+    def __call__(self, select: str, version: str, *layouts: str, limit: float = LIMIT) -> Any:
+        source = str(ensure_source(self._environment, version))
+        asked, answers = self._folder / "asked.json", self._folder / "answers.json"
+        asked.write_text(json.dumps([["stages", [source, layout], limit] for layout in layouts]))
+        program = Path(rig.__file__).with_name("fusion_ranks.py")
+        done = subprocess.run(
+            [str(self._environment.python), str(program), str(asked), str(answers)],
+            env=self._environment.variables(RELEASE, self._folder) | {"SGLANG_COMMFIX": select},
+            capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        return dict(zip(layouts, json.loads(answers.read_text())["results"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def ranks(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return Ranks(environment, tmp_path_factory.mktemp("workspaces"))
+
+
+def test_unpatched_pipeline_stages_wait_for_each_other_inside_flashinfer(ranks: Ranks) -> None:
+    found = ranks("0", PINNED, "tp2 pp2", limit=PATIENCE)["tp2 pp2"]
+
+    assert "hangs" in found
+    for rank, own in enumerate(own_groups("tp2 pp2")):
+        assert found[rank] != own
+
+
+def test_unpatched_a_newer_flashinfer_takes_the_memory_of_other_ranks(ranks: Ranks) -> None:
+    found = ranks("0", WITH_GROUP, "tp2 pp2", "tp4 cp2", "tp4 ep2")
+
+    for layout, peers in found.items():
+        assert peers != own_groups(layout)
+
+
+@pytest.mark.parametrize("version", [PINNED, WITH_GROUP])
+def test_patched_every_rank_gets_the_memory_of_those_that_it_reduces_with(
+    ranks: Ranks, version: str
+) -> None:
+    for layout, peers in ranks("24452", version, *LAYOUTS).items():
+        assert peers == own_groups(layout), layout
