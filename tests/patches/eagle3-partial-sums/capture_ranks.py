@@ -221,7 +221,8 @@ def set_layers_to_capture(family: Family, model: Any, ids: list[int]) -> None:
     head = getattr(module, family.head)
     state: Any = importlib.import_module("sglang.srt.distributed.parallel_state")
     pp_group = state.get_pp_group()
-    instance = SimpleNamespace(model=model, pp_group=pp_group, config=SimpleNamespace())
+    shape = SimpleNamespace(num_hidden_layers=len(model.layers))
+    instance = SimpleNamespace(model=model, pp_group=pp_group, config=shape)
     setter = getattr(head, "set_eagle3_layers_to_capture", None)
     if setter is None:
         setter = language_model_setter(module)
