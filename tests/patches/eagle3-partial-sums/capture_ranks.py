@@ -20,8 +20,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rig.layers import rank, reference, worker
 from rig.layers import models as layers
+from rig.layers import rank, reference, worker
 from rig.layers.case import Case, RankReport
 from rig.layers.collectives import Recorder
 from rig.models import CONFIGS
@@ -113,6 +113,9 @@ FAMILIES = {
         },
     ),
 }
+
+
+DENSE_FIRST = ("deepseek-v3", "glm4-moe", "glm4-moe-lite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +278,9 @@ def run(case: Case, request: dict[str, Any], number: int, rendezvous: str) -> Ca
         config,
     )
     # The layer ids name the layers whose outputs are captured.
-    expected = [reference.forward(given.double(), weights[: i + 1], config) for i in request["capture"]]
+    expected = [
+        reference.forward(given.double(), weights[: i + 1], config) for i in request["capture"]
+    ]
     if len(captured) != len(expected):
         raise AssertionError(f"{len(captured)} states were captured, not {len(expected)}")
     return Captured(

@@ -142,7 +142,7 @@ def test_the_rig_has_each_of_these_releases() -> None:
     assert {*BY_DEFAULT, *IN_FULL} <= {*LAYERS}
 
 
-@pytest.mark.parametrize("release", releases())
+@pytest.mark.parametrize("release", [*releases()])
 class TestFusedLayers:
     def test_unpatched_a_draft_gets_partial_sums_and_each_rank_its_own(
         self, ranks: Any, release: str
@@ -194,7 +194,7 @@ class TestFusedLayers:
             assert max(after["states"]) < 1e-5
 
 
-@pytest.mark.parametrize("release", releases())
+@pytest.mark.parametrize("release", [*releases()])
 def test_one_process_is_right_with_and_without(ranks: Any, release: str) -> None:
     for family in families(FAULTY, release):
         for patched in (False, True):
