@@ -25,11 +25,21 @@ from sglang_commfix.engine.rewrite import anchors_in
 from sglang_commfix.run.plan import parse_selection
 
 
-pytestmark = pytest.mark.releases
+# That every Python finds the same forms and splices, `tools/locks.py --check` shows there.
+pytestmark = [pytest.mark.releases, pytest.mark.one_python]
 
 IDS = [patch.id for patch in load().patches]
 AFFECTED = {patch.id: patch.affected_releases for patch in load().patches}
-SOME = ["0.5.1", "0.5.6.post2", "0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1"]
+SOME = [
+    "0.5.1",
+    "0.5.6.post2",
+    "0.5.9",
+    "0.5.10.post1",
+    "0.5.11",
+    "0.5.12.post1",
+    "0.5.14",
+    "0.5.17",
+]
 
 
 def test_the_register_knows_every_release_in_order() -> None:
@@ -104,8 +114,8 @@ def take_out(tree: ast.Module, edit: Edit) -> None:
         return
     scope = find_scope(tree, edit.target.scope)
     assert scope is not None
-    (place,) = anchors_in(scope, edit.result)
-    place.suite[place.start : place.stop] = edit.anchor
+    (place,) = anchors_in(scope, edit.added)
+    place.suite[place.start : place.stop] = [] if edit.keeps else edit.anchor
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -214,6 +224,8 @@ def test_the_tables_in_the_docs_are_current() -> None:
     root = Path(__file__).parents[2]
     assert (root / "patches" / "README.md").read_text() == patch_table.render(load())
     assert (root / "docs" / "releases.md").read_text() == patch_table.render_releases(load())
+    readme = (root / "README.md").read_text()
+    assert readme == patch_table.render_readme(load(), readme)
 
 
 @pytest.mark.parametrize("release", RELEASES)
