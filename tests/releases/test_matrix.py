@@ -224,6 +224,8 @@ def test_the_tables_in_the_docs_are_current() -> None:
     root = Path(__file__).parents[2]
     assert (root / "patches" / "README.md").read_text() == patch_table.render(load())
     assert (root / "docs" / "releases.md").read_text() == patch_table.render_releases(load())
+    patches = patch_table.render_patches(load(), root / "tests" / "patches")
+    assert (root / "docs" / "patches.md").read_text() == patches
     readme = (root / "README.md").read_text()
     assert readme == patch_table.render_readme(load(), readme)
 
