@@ -181,9 +181,17 @@ def in_rank(
     os._exit(0)
 
 
+def take_interpreted_kernels() -> None:
+    """Some releases check at import that their LoRA kernels are compiled, which the rig's are not."""
+    jit: Any = importlib.import_module("triton.runtime.jit")
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    jit.JITFunction = interpreter.InterpretedFunction
+
+
 def main() -> None:
     asked, answers, checkpoint = sys.argv[1:]
     shims.register()
+    take_interpreted_kernels()
     importlib.import_module("sglang.srt.model_executor.forward_batch_info")
     importlib.import_module("sglang.srt.models.qwen3_vl_moe")
     scenarios: list[dict[str, Any]] = json.loads(Path(asked).read_text())
