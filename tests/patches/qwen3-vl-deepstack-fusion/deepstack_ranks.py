@@ -1,0 +1,203 @@
+"""The release's own `Qwen3MoeLLMModel.forward` on real ranks over gloo, against one process in float64.
+
+Started by test_ranks.py with the rig's Python: imports sglang once, then forks the ranks of each
+scenario, and writes down what each of them has found. Layers, their weights and FlashInfer's
+stand-in are those of `rig.layers`; the features are random numbers, as large as the hidden states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from rig.layers import rank as rig_rank
+from rig.layers import reference
+from rig.layers.case import Case, Layout
+from rig.layers.collectives import Recorder
+from rig.layers.models import configure, make_layer, make_weights
+from rig.shims import layers as shims
+
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+
+torch: Any = importlib.import_module("torch")
+
+Tensor = Any
+
+PATIENCE = 60.0
+FED = 3  # Features are added behind as many of the first layers.
+TOKENS = 5
+
+
+def run(scenario: dict[str, Any], rank: int, rendezvous: str, checkpoint: str) -> dict[str, Any]:
+    """How far this rank is from the right output, and from what it would be with other features."""
+    layers = "S" * scenario["layers"]
+    layout = Layout(tp=scenario["ranks"], ep=scenario["ep"])
+    case = Case(layout, (TOKENS,), model="qwen3-moe", layers=layers, fusion=scenario["fused"])
+    recorder = Recorder()
+    server_args = rig_rank._start_runtime(case, rank, rendezvous, checkpoint, recorder)
+    config = configure(case.model, layers)
+    weights = [make_weights(config, kind, seed) for seed, kind in enumerate(layers)]
+    batch = rig_rank._make_batch(case, 0, server_args)
+    size = config["hidden_size"]
+    given, features = random_numbers(TOKENS, size, 1000), random_numbers(TOKENS, FED * size, 2000)
+    if scenario.get("declines"):
+        decline()
+
+    model = make_model(case, config, weights, scenario["transformers_order"])
+    steps: dict[str, list[str]] = {}
+    with recorder.into(steps), torch.no_grad():
+        output = model.forward(
+            batch.input_ids,
+            batch.positions,
+            batch,
+            input_embeds=given.clone(),
+            input_deepstack_embeds=features.clone() if scenario["features"] else None,
+        )
+    wire = [operation for step in steps.values() for operation in step]
+    scale = 1.0 if scenario["features"] else 0.0
+
+    def error(times: float) -> float:
+        return relative_error(output, expected(given, features * times, weights, config))
+
+    return {
+        "digest": hashlib.sha256(output.numpy().tobytes()).hexdigest(),
+        "error": error(scale),
+        "without features": error(0.0),
+        "once per rank": error(scale * layout.tp),
+        "fused calls": sum(operation.startswith("fused_all_reduce") for operation in wire),
+        "other calls": sum(not operation.startswith("fused_all_reduce") for operation in wire),
+    }
+
+
+def random_numbers(tokens: int, size: int, seed: int) -> Tensor:
+    return torch.randn(tokens, size, generator=torch.Generator().manual_seed(seed))
+
+
+def make_model(
+    case: Case, config: dict[str, Any], weights: list[dict[str, Tensor]], transformers_order: bool
+) -> Any:
+    """What the release's forward function reads, around real layers and a real norm."""
+    module: Any = importlib.import_module("sglang.srt.models.qwen3_vl_moe")
+    layernorm: Any = importlib.import_module("sglang.srt.layers.layernorm")
+    model = module.Qwen3MoeLLMModel.__new__(module.Qwen3MoeLLMModel)
+    torch.nn.Module.__init__(model)
+    model.layers = torch.nn.ModuleList(
+        make_layer(case.model, config, number, own) for number, own in enumerate(weights)
+    )
+    model.norm = layernorm.RMSNorm(config["hidden_size"], eps=config["rms_norm_eps"])
+    model.pp_group = SimpleNamespace(is_first_rank=True, is_last_rank=True)
+    model.start_layer, model._start_layer = 0, 0
+    model.end_layer, model._end_layer = len(weights), len(weights)
+    model.hidden_size = config["hidden_size"]
+    model.layers_to_capture = []
+    model.deepstack_embed_to_decoder_layer = range(FED)
+    model.use_hf_deepstack_order = transformers_order
+    return model
+
+
+def decline() -> None:
+    """From here on the next layer may not use the fused kernel, and all-reduces by itself."""
+    communicator: Any = importlib.import_module("sglang.srt.layers.communicator")
+    decide = communicator.LayerCommunicator.prepare_attn
+
+    @functools.wraps(decide)
+    def prepare_attn(*args: Any, **kwargs: Any) -> Any:
+        before = communicator.apply_flashinfer_allreduce_fusion
+        communicator.apply_flashinfer_allreduce_fusion = lambda *_: False
+        try:
+            return decide(*args, **kwargs)
+        finally:
+            communicator.apply_flashinfer_allreduce_fusion = before
+
+    communicator.LayerCommunicator.prepare_attn = prepare_attn
+
+
+def expected(
+    given: Tensor, features: Tensor, weights: list[dict[str, Tensor]], config: dict[str, Any]
+) -> Tensor:
+    """One process, float64, written down independently of sglang."""
+    hidden_states = given.double()
+    size = config["hidden_size"]
+    for number, own in enumerate(weights):
+        hidden_states = reference.forward(hidden_states, [own], config)
+        if number < FED:
+            hidden_states = hidden_states + features[:, number * size : (number + 1) * size]
+    variance = hidden_states.pow(2).mean(-1, keepdim=True)
+    return hidden_states * torch.rsqrt(variance + config["rms_norm_eps"])
+
+
+def relative_error(actual: Tensor, wanted: Tensor) -> float:
+    return float((actual.double() - wanted).abs().max() / wanted.pow(2).mean().sqrt())
+
+
+def run_ranks(scenario: dict[str, Any], checkpoint: str) -> list[dict[str, Any]]:
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for rank in range(scenario["ranks"]):
+            ours, theirs = context.Pipe()
+            arguments = (scenario, rank, f"file://{folder}/rendezvous", checkpoint, theirs)
+            process = context.Process(target=in_rank, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            started.append((process, ours))
+        try:
+            return [
+                pipe.recv() if pipe.poll(PATIENCE) else {"raised": "no answer"}
+                for _, pipe in started
+            ]
+        finally:
+            for process, pipe in started:
+                pipe.close()
+                process.join(5)
+                process.kill()
+
+
+def in_rank(
+    scenario: dict[str, Any], rank: int, rendezvous: str, checkpoint: str, parent: Connection
+) -> None:
+    try:
+        found = run(scenario, rank, rendezvous, checkpoint)
+    except Exception:
+        found = {"raised": traceback.format_exc()}
+    parent.send(found)
+    # Not before all are done: the last collective of another may still need this end of it.
+    with contextlib.suppress(EOFError):
+        parent.recv()
+    os._exit(0)
+
+
+def take_interpreted_kernels() -> None:
+    """Some releases check at import that their LoRA kernels are compiled, which the rig's are not."""
+    jit: Any = importlib.import_module("triton.runtime.jit")
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    jit.JITFunction = interpreter.InterpretedFunction
+
+
+def main() -> None:
+    asked, answers, checkpoint = sys.argv[1:]
+    shims.register()
+    take_interpreted_kernels()
+    importlib.import_module("sglang.srt.model_executor.forward_batch_info")
+    importlib.import_module("sglang.srt.models.qwen3_vl_moe")
+    scenarios: list[dict[str, Any]] = json.loads(Path(asked).read_text())
+    found = [run_ranks(scenario, checkpoint) for scenario in scenarios]
+    Path(answers).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
