@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ENTRIES = 40
 _EDITS = 2
-_COPIED = ("kind", "title", "symptom", "cause", "hits", "change", "drop")
+_COPIED = ("kind", "title", "symptom", "cause", "hits", "change", "seen", "flags")
 
 
 def make_up(real: Path, folder: Path, tree: Path, release: str) -> None:

@@ -55,7 +55,7 @@ def in_doubt(text: str) -> str:
     )
 
 
-TEXTS = dict.fromkeys(("title", "symptom", "cause", "hits", "change", "drop"), "text")
+TEXTS = dict.fromkeys(("title", "seen", "flags", "symptom", "cause", "hits", "change"), "text")
 GUARD = "if self.scattered:\n    return False\n"
 # What shows that the fault is not there: upstream's fix, or that nothing of it all is.
 MENDED = {

@@ -45,6 +45,10 @@ id = "{id}"
 #conflicts = []
 # One line: the fault, not the repair.
 #title = "..."
+# One line for the README's table: what an operator sees.
+#seen = "..."
+# One line beside it: the launch flags, models and hardware of those who see it.
+#flags = "..."
 # What an operator sees: the words of the error, measured figures.
 #symptom = "..."
 # Who does what, and why that is wrong.
@@ -53,8 +57,6 @@ id = "{id}"
 #hits = "..."
 # What is different afterwards, and what differs from upstream's version.
 #change = "..."
-# When this entry can go.
-#drop = "When sglang is ... or newer."
 
 # Optional, any number: what is not edited, and has to be there for the fault to be there.
 #[[faulty]]
@@ -102,6 +104,13 @@ id = "{id}"
 #module = "sglang.srt.layers.communicator"
 # The file.
 #append = "added.py"
+
+# Optional, any number: another entry's fault, which such a launch may meet where this one is fixed.
+#[[beside]]
+# The entry.
+#id = "{id}"
+# Which of the launches, as the end of a sentence.
+#when = "with pipeline stages"
 
 # Optional, any number: decisions that are not upstream's, on purpose.
 #[[difference]]

@@ -1,4 +1,4 @@
-"""Write the register as tables: ``patches/README.md`` and ``docs/releases.md``.
+"""Write the register as tables: ``patches/README.md``, ``docs/releases.md``, and the README's.
 
 ``python tools/patch_table.py`` writes them, ``--check`` fails if they are not current.
 """
@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generated import bring_up_to_date
+from packaging.version import Version
 
 from sglang_commfix.engine.register import load_folder
 
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sglang_commfix.engine.register import Patch, Register
 
 _HEAD = """\
@@ -40,25 +43,97 @@ _RELEASES_HEAD = """\
 Made by `python tools/patch_table.py`; a test compares every cell with the decision on the source of
 the published release.
 
-**apply**: the release has the fault, or lacks what the patch brings. *fixed*: it has upstream's
-version. *faulty*: it has upstream's version, with a fault that the patch named beside it repairs.
-*sound*: it has the code, but not the fault. An empty cell: what the patch is for is not there.
+## Where to go
+
+The first release that has the fix, and nothing else of this register that such a launch would meet.
+A launch that a later column names has to go further.
 
 """
 
+_STATES_HEAD = """
+## What each release has
+
+**apply**: the release has the fault, or lacks what the patch brings. *fixed*: it has upstream's
+version. *faulty*: it has upstream's version, with a fault that the patch named beside it repairs.
+*sound*: it has the code, but not the fault. A release that is not named: what the patch is for is
+not there.
+
+"""
+
+_BY_RELEASE_HEAD = """
+## What is applied to each release
+
+On by default, and then what is applied when it is named, or with `SGLANG_COMMFIX=all`.
+
+"""
+
+BY_DEFAULT = ("correctness", "stability")
+
 
 def render_releases(register: Register) -> str:
-    """Return the text of ``docs/releases.md``: a row a release, a column a patch."""
-    names = [f"[{p.id}](../patches/{p.id}/patch.toml)" for p in register.patches]
-    rows = [
-        ["sglang", *names],
-        ["---"] * (len(names) + 1),
-        *(
-            [release, *(state(register, patch, release) for patch in register.patches)]
-            for release in register.patches[0].fingerprints.releases
-        ),
-    ]
-    return _RELEASES_HEAD + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    """Return the text of ``docs/releases.md``."""
+    links = {p.id: f"[{p.id}](../patches/{p.id}/patch.toml)" for p in register.patches}
+    safe: list[tuple[str, ...]] = [("patch", "has the fault", "safe from", "but")]
+    states: list[tuple[str, ...]] = [("patch", "apply", "fixed", "sound")]
+    for patch in register.patches:
+        (first, _), *others = register.safe(patch)
+        known = patch.fingerprints
+        but = "; ".join(f"{when}: {release or 'no release yet'}" for release, when in others)
+        affected = known.spans(patch.affected_releases)
+        safe.append((links[patch.id], affected, first or "no release yet", but))
+        of = {release: state(register, patch, release) for release in known.releases}
+        cells = [
+            known.spans([release for release, what in of.items() if what == wanted])
+            for wanted in ("**apply**", "*fixed*", "*sound*")
+        ]
+        for what in dict.fromkeys(what for what in of.values() if what.startswith("*faulty*")):
+            faulty = known.spans([r for r, one in of.items() if one == what])
+            cells[1] = f"{what} {faulty}; {cells[1]}"
+        states.append((links[patch.id], *cells))
+    rows: list[tuple[str, ...]] = [("sglang", "on by default", "when named")]
+    for release in register.patches[0].fingerprints.releases:
+        applied = [p for p in register.patches if release in p.affected_releases]
+        default = [p.id for p in applied if p.kind in BY_DEFAULT]
+        named = [p.id for p in applied if p.kind not in BY_DEFAULT]
+        rows.append((release, ", ".join(default), ", ".join(named)))
+    return "".join(
+        f"{head}{_table(cells)}"
+        for head, cells in (
+            (_RELEASES_HEAD, safe),
+            (_STATES_HEAD, states),
+            (_BY_RELEASE_HEAD, rows),
+        )
+    )
+
+
+def render_readme(register: Register, text: str) -> str:
+    """Return the README with its tables made anew: faults, newest first, and what is optional."""
+    newest_first = sorted(
+        register.patches, key=lambda p: (Version(p.affected_releases[-1]), p.id), reverse=True
+    )
+    tables = {
+        "faults": [("symptom", "launch flags", "releases", "patch")],
+        "gains": [("what it brings", "launch flags", "releases", "patch")],
+    }
+    for patch in newest_first:
+        by_default = patch.kind in BY_DEFAULT
+        affected = patch.fingerprints.spans(patch.affected_releases)
+        link = f"[`{patch.id}`](docs/patches.md#{patch.id})"
+        link = link if by_default else f"{link} ({patch.kind})"
+        row = (patch.seen, patch.flags, affected, link)
+        tables["faults" if by_default else "gains"].append(row)
+    for name, rows in tables.items():
+        begin = f"<!-- {name}: by tools/patch_table.py -->\n"
+        before, _, rest = text.partition(begin)
+        _, end, after = rest.partition("<!-- end -->")
+        text = f"{before}{begin}\n{_table(rows)}\n{end}{after}"
+    return text
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    head, *body = rows
+    lines = [head, ("---",) * len(head), *body]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def state(register: Register, patch: Patch, release: str) -> str:
@@ -111,6 +186,7 @@ def main() -> int:
     texts = {
         root / "patches" / "README.md": render(register),
         root / "docs" / "releases.md": render_releases(register),
+        root / "README.md": render_readme(register, (root / "README.md").read_text("utf-8")),
     }
     return bring_up_to_date(texts, check=arguments.check)
 

@@ -42,7 +42,6 @@ _TEXTS = (
     ("Cause", "cause"),
     ("Who is hit", "hits"),
     ("What is changed", "change"),
-    ("When to drop it", "drop"),
 )
 
 
@@ -359,6 +358,7 @@ def _explained(patch: Patch) -> dict[str, object]:
         "edits": sorted({str(edit.target) for edit in patch.edits}),
         "differences": [difference.why for difference in patch.differences],
         **{name: getattr(patch, name) for _, name in _TEXTS},
+        "drop": load().drop(patch),
     }
 
 
@@ -370,6 +370,7 @@ def _explanation(patch: Patch) -> str:
         lines += [f"Repairs upstream's own version of: {pulls}"]
     for heading, name in _TEXTS:
         lines += ["", heading, textwrap.indent(getattr(patch, name), "    ")]
+    lines += ["", "When to drop it", f"    {load().drop(patch)}"]
     if patch.differences:
         lines += ["", "Where it decides differently from upstream"]
         lines += [textwrap.indent(difference.why, "    ") for difference in patch.differences]

@@ -170,7 +170,7 @@ class _Statements:
         """Tell whether the new text is in the scope, in whatever form."""
         tree = self._tree.tree(edit.target.module)
         scope = tree and find_scope(tree, edit.target.scope)
-        return scope is not None and bool(anchors_in(scope, edit.result))
+        return scope is not None and bool(anchors_in(scope, edit.added))
 
     def _is_sound(self, clause: Clause) -> bool:
         """Tell whether a clause is there, and nothing that an edit replaces stands beside it."""
@@ -189,9 +189,24 @@ class _Statements:
         if edit.operation == "append":
             tree = self._tree.tree(edit.target.module)
             return tree is not None and len(anchors_in(tree, edit.added)) == 1
-        if self._still(edit, edit.result):
+        if not edit.keeps and self._still(edit, edit.added):
             return False
-        return self._is_there(edit.made(self._patch.id))
+        return self._is_there(edit.made(self._patch.id)) and self._is_beside(edit)
+
+    def _is_beside(self, edit: Edit) -> bool:
+        """Tell whether new text that leaves its anchor stands on its side of it.
+
+        Text of other entries may stand between the two: theirs may have the same anchor.
+        """
+        tree = self._tree.tree(edit.target.module)
+        scope = tree and find_scope(tree, edit.target.scope)
+        if not edit.keeps or scope is None:
+            return scope is not None
+        old, new = anchors_in(scope, edit.anchor), anchors_in(scope, edit.added)
+        if len(old) != 1 or len(new) != 1 or old[0].suite is not new[0].suite:
+            return False
+        first, second = (old, new) if edit.operation == "after" else (new, old)
+        return first[0].stop <= second[0].start
 
     def _odd(self, variant: Variant) -> Iterator[str]:
         """Yield what keeps ``variant`` of the fault from being there."""

@@ -36,7 +36,7 @@ Operation = Literal["replace", "before", "after", "append"]
 
 KINDS: tuple[Kind, ...] = ("correctness", "stability", "performance", "feature")
 _OPERATIONS: tuple[Operation, ...] = ("replace", "before", "after", "append")
-_TEXTS = ("title", "symptom", "cause", "hits", "change", "drop")
+_TEXTS = ("title", "seen", "flags", "symptom", "cause", "hits", "change")
 
 
 def parsed(text: str) -> list[ast.stmt]:
@@ -92,27 +92,20 @@ class Edit:
         return parsed(self.text)
 
     @property
-    def result(self) -> list[ast.stmt]:
-        """What stands in the place of :attr:`anchor` afterwards."""
-        if self.operation == "before":
-            return [*self.added, *self.anchor]
-        if self.operation == "after":
-            return [*self.anchor, *self.added]
-        return self.added
-
-    @property
     def clause(self) -> Clause:
         """What has to be there for the edit to do what it does on a release."""
-        kept = self.operation in {"before", "after"}
         return Clause(
-            self.target, self.find, self.text, kept, True, self.given, (), "", self.releases
+            self.target, self.find, self.text, self.keeps, True, self.given, (), "", self.releases
         )
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the anchor stays where it is."""
+        return self.operation in {"before", "after"}
 
     def made(self, patch_id: str) -> Clause:
         """What is there once the edit has been made, as by ``export``."""
-        texts = {"before": self.text + self.find, "after": self.find + self.text}
-        find = texts.get(self.operation, self.text)
-        return replace(self.clause, find=find, after=patch_id)
+        return replace(self.clause, find=self.text, after=patch_id)
 
 
 @dataclass(frozen=True)
@@ -194,6 +187,20 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Another entry's fault, which the same launch may meet where this one is fixed.
+
+    Attributes:
+        id: that entry.
+        when: which launches, as the end of a sentence: ``with pipeline stages``.
+
+    """
+
+    id: str
+    when: str
+
+
+@dataclass(frozen=True)
 class Fingerprints:
     """What the published releases hold, for the targets of one patch.
 
@@ -250,13 +257,15 @@ class Patch:
     faulty: tuple[Clause, ...]
     sound: tuple[Clause, ...]
     differences: tuple[Difference, ...]
+    beside: tuple[Beside, ...]
     fingerprints: Fingerprints
     title: str
+    seen: str
+    flags: str
     symptom: str
     cause: str
     hits: str
     change: str
-    drop: str
 
     @property
     def range(self) -> str:
@@ -353,7 +362,8 @@ class Register:
         ids = [patch.id for patch in self.patches]
         for patch in self.patches:
             after = [clause.after for clause in patch.sound if clause.after]
-            for other in (*patch.requires, *patch.conflicts, *after):
+            beside = [other.id for other in patch.beside]
+            for other in (*patch.requires, *patch.conflicts, *after, *beside):
                 if other not in ids:
                     raise RegisterError(f"{patch.id}: it names {other}, which is not in patches/")
             for repair in self.repairs_of(patch):
@@ -375,6 +385,27 @@ class Register:
     def repairs_of(self, patch: Patch) -> tuple[Patch, ...]:
         """Return the patches that fix upstream's published version of ``patch``."""
         return tuple(p for p in self.patches if patch.pr in p.fixes and patch.pr != p.pr)
+
+    def safe(self, patch: Patch) -> tuple[tuple[str | None, str], ...]:
+        """Return the first releases in which nothing of the register meets a launch that it hits.
+
+        The first for launches as such, each further one for those of its words: ``("0.5.21", "with
+        pipeline stages")``. ``None``: no release yet.
+        """
+        found: list[tuple[str | None, str]] = [(patch.fixed_in, "")]
+        for beside in patch.beside:
+            other = self[beside.id]
+            if patch.fixed_in is None or not other.is_fixed_in(patch.fixed_in):
+                found.append((other.fixed_in, beside.when))
+        return tuple(found)
+
+    def drop(self, patch: Patch) -> str:
+        """Say when an entry can go."""
+        (fixed_in, _), *others = self.safe(patch)
+        if fixed_in is None:
+            return "Not yet: no release has a fix."
+        more = "".join(f"; {when}, {release or 'not yet'}" for release, when in others)
+        return f"When sglang is {fixed_in} or newer{more}."
 
     @property
     def words(self) -> str:
@@ -456,6 +487,7 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
         faulty=tuple(_clause(item, affected, deep=True) for item in data.get("faulty", ())),
         sound=tuple(_clause(item, SpecifierSet(), deep=False) for item in data.get("sound", ())),
         differences=tuple(_difference(item, affected) for item in data.get("difference", ())),
+        beside=tuple(Beside(item["id"], item["when"]) for item in data.get("beside", ())),
         fingerprints=_fingerprints(folder),
         **{name: data[name].strip() for name in _TEXTS},
     )

@@ -318,18 +318,22 @@ class TestPatchedOnDisk:
         file.write_text(file.read_text().replace("size > 0", "size > 1"))
         assert verdicts(plan(register, faulty)) == {"1-guard": "not-needed"}
 
+    @pytest.mark.parametrize(
+        "place",
+        [{"find": "return size > 0", "before": MORE}, {"find": "size = batch.size", "after": MORE}],
+    )
     @pytest.mark.parametrize("select", ["1-guard", "2-more", "all"])
     def test_patches_of_one_function_are_told_apart(
-        self, tmp_path: Path, upstream: Upstream, faulty: Path, select: str
+        self, tmp_path: Path, upstream: Upstream, faulty: Path, select: str, place: dict[str, str]
     ) -> None:
-        more = patch("2-more", edit=[edit(find="return size > 0", before=MORE)])
+        more = patch("2-more", edit=[edit(**place)])
         register = upstream.register(tmp_path / "patches", patch(), more)
         both = plan(register, faulty).modules[MODULE].after.decode()
         made = plan(register, self.patched(register, faulty, select=select))
         named = {"1-guard", "2-more"} if select == "all" else {select}
         for name, verdict in verdicts(made).items():
             assert verdict == ("not-needed" if name in named else "apply")
-        if made.modules:
+        if made.modules and "before" in place:
             assert made.modules[MODULE].after.decode() == both
 
     def test_a_damaged_file_of_another_patch_does_not_hide_it(

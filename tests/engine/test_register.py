@@ -97,3 +97,32 @@ def test_a_target_without_fingerprints_is_named(tmp_path: Path, upstream: Upstre
 def test_an_empty_folder_is_a_damaged_installation(tmp_path: Path) -> None:
     with pytest.raises(RegisterError, match="reinstall sglang-commfix"):
         load_folder(tmp_path)
+
+
+def test_an_entry_can_go_where_no_fault_meets_its_launches_any_more(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    beside = [
+        {"id": "2-later", "when": "with stages"},
+        {"id": "3-earlier", "when": "with experts"},
+        {"id": "4-open", "when": "with a draft"},
+    ]
+    unmended = patch("4-open")
+    del unmended["fixed_in"]
+    register = upstream.register(
+        tmp_path,
+        patch(beside=beside),
+        patch("2-later", fixed_in="2.0"),
+        patch("3-earlier", fixed_in="1.3"),
+        unmended,
+    )
+
+    assert register.safe(register["1-guard"]) == (
+        ("1.3", ""),
+        ("2.0", "with stages"),
+        (None, "with a draft"),
+    )
+    assert register.drop(register["1-guard"]) == (
+        "When sglang is 1.3 or newer; with stages, 2.0; with a draft, not yet."
+    )
+    assert register.drop(register["4-open"]) == "Not yet: no release has a fix."

@@ -104,8 +104,8 @@ def take_out(tree: ast.Module, edit: Edit) -> None:
         return
     scope = find_scope(tree, edit.target.scope)
     assert scope is not None
-    (place,) = anchors_in(scope, edit.result)
-    place.suite[place.start : place.stop] = edit.anchor
+    (place,) = anchors_in(scope, edit.added)
+    place.suite[place.start : place.stop] = [] if edit.keeps else edit.anchor
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -214,6 +214,8 @@ def test_the_tables_in_the_docs_are_current() -> None:
     root = Path(__file__).parents[2]
     assert (root / "patches" / "README.md").read_text() == patch_table.render(load())
     assert (root / "docs" / "releases.md").read_text() == patch_table.render_releases(load())
+    readme = (root / "README.md").read_text()
+    assert readme == patch_table.render_readme(load(), readme)
 
 
 @pytest.mark.parametrize("release", RELEASES)

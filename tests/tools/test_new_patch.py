@@ -17,7 +17,8 @@ from sglang_commfix.engine.register import Patch, load_folder, patches_folder
 
 ID = "12345-what-is-wrong"
 REQUIRED = (
-    "kind", "affected", "links", "title", "symptom", "cause", "hits", "change", "drop",
+    "kind", "affected", "links", "title", "seen", "flags", "symptom", "cause", "hits",
+    "change",
 )  # fmt: skip
 
 
