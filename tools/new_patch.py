@@ -142,6 +142,12 @@ def test_it_fails_without_the_patch_and_passes_with_it() -> None:
     pytest.fail(f"{{PATCH}} is not proved yet: write what is wrong without it, and right with it")
 '''
 
+_EVIDENCE = """\
+**Evidence.** What was measured, on what.
+
+**Difference from upstream.** None.
+"""
+
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Make the folders, or say in one line why not."""
@@ -153,7 +159,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         print(refusal, file=sys.stderr)
         return 1
     for file, text in files.items():
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
         print(f"written: {file.relative_to(root)}")
     print("Then tools/fingerprints.py, tools/locks.py and tools/patch_table.py: CONTRIBUTING.md")
@@ -168,6 +174,7 @@ def texts(entry: str, root: Path) -> dict[Path, str]:
     return {
         root / "patches" / entry / "patch.toml": _PATCH.format(id=entry, pr=pr, number=number),
         root / "tests" / "patches" / entry / "test_source.py": _TEST.format(id=entry),
+        root / "tests" / "patches" / entry / "evidence.md": _EVIDENCE,
     }
 
 

@@ -23,7 +23,8 @@ from sglang_commfix.run import plan
 from sglang_commfix.run.host import Settings
 
 
-pytestmark = pytest.mark.releases
+# That every Python finds the same forms and splices, `tools/locks.py --check` shows there.
+pytestmark = [pytest.mark.releases, pytest.mark.one_python]
 
 COMMUNICATOR = "sglang.srt.layers.communicator"
 ENTRIES = load().patches
@@ -53,25 +54,33 @@ def by_engine(release: str, module: str, patches: tuple[str, ...]) -> bytes:
     return rewrite(source, syntax, changes, compiled=False).raw
 
 
-def selections() -> list[str]:
-    """Each entry alone, every pair, all, and 500 drawn by chance, some of them with exceptions."""
+def selections(release: str) -> list[str]:
+    """Each entry alone, every set of those that edit one module, all, and 500 drawn by chance."""
     chance = random.Random(24785)
-    pairs = [",".join(pair) for pair in itertools.combinations(IDS, 2)]
+    editing: dict[str, list[str]] = {}
+    for name, finding in findings(release).items():
+        for module in dict.fromkeys(edit.target.module for edit in finding.edits):
+            editing.setdefault(module, []).append(name)
+    together = [
+        ",".join(names)
+        for beside in editing.values()
+        for count in range(2, len(beside) + 1)
+        for names in itertools.combinations(beside, count)
+    ]
     drawn = []
     for _ in range(500):
         words = chance.sample(IDS, chance.randint(1, len(IDS)))
         words += [f"-{name}" for name in chance.sample(IDS, chance.randint(0, 2))]
         words += chance.sample(["1", "all"], chance.randint(0, 1))
         drawn.append(",".join(chance.sample(words, len(words))))
-    return [*IDS, *pairs, "1", "all", *drawn]
+    return [*IDS, *together, "1", "all", *drawn]
 
 
-@pytest.mark.one_python
 @pytest.mark.parametrize("release", RELEASES)
 def test_text_by_lock_and_text_by_engine_are_the_same_whatever_is_selected(release: str) -> None:
     sglang = Sglang(released(release) / "sglang")
     affected = {patch.id for patch in ENTRIES if release in patch.affected_releases}
-    for words in selections():
+    for words in selections(release):
         made = plan.make_plan(sglang, Settings(words))
         assert made.origin == "shipped"
         selected, _ = plan.parse_selection(words, made.patches)
@@ -164,7 +173,6 @@ class TestTreesThatNoReleaseHas:
         assert asked == [patch.id for patch in ENTRIES if changed in patch.modules]
         assert 0 < len(asked) < len(IDS)
 
-    @pytest.mark.one_python
     @pytest.mark.parametrize("release", ["0.5.6", "0.5.10.post1", "0.5.20"])
     def test_the_answers_are_those_of_the_engine_alone(self, release: str, tmp_path: Path) -> None:
         modules = sorted({module for patch in ENTRIES for module in patch.modules})

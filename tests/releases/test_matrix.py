@@ -25,11 +25,21 @@ from sglang_commfix.engine.rewrite import anchors_in
 from sglang_commfix.run.plan import parse_selection
 
 
-pytestmark = pytest.mark.releases
+# That every Python finds the same forms and splices, `tools/locks.py --check` shows there.
+pytestmark = [pytest.mark.releases, pytest.mark.one_python]
 
 IDS = [patch.id for patch in load().patches]
 AFFECTED = {patch.id: patch.affected_releases for patch in load().patches}
-SOME = ["0.5.1", "0.5.6.post2", "0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1"]
+SOME = [
+    "0.5.1",
+    "0.5.6.post2",
+    "0.5.9",
+    "0.5.10.post1",
+    "0.5.11",
+    "0.5.12.post1",
+    "0.5.14",
+    "0.5.17",
+]
 
 
 def test_the_register_knows_every_release_in_order() -> None:
@@ -214,6 +224,8 @@ def test_the_tables_in_the_docs_are_current() -> None:
     root = Path(__file__).parents[2]
     assert (root / "patches" / "README.md").read_text() == patch_table.render(load())
     assert (root / "docs" / "releases.md").read_text() == patch_table.render_releases(load())
+    patches = patch_table.render_patches(load(), root / "tests" / "patches")
+    assert (root / "docs" / "patches.md").read_text() == patches
     readme = (root / "README.md").read_text()
     assert readme == patch_table.render_readme(load(), readme)
 

@@ -91,7 +91,7 @@ def test_a_key_that_was_forgotten_is_named_with_its_file(filled: Path, key: str)
 
 
 def test_its_test_fails_until_it_is_written(made: Path, root: Path) -> None:
-    (file,) = (root / "tests" / "patches" / ID).iterdir()
+    (file,) = (root / "tests" / "patches" / ID).glob("*.py")
     tests = [value for name, value in runpy.run_path(str(file)).items() if name.startswith("test_")]
 
     assert file.name.startswith("test_")
