@@ -40,12 +40,10 @@ LAYERS = {
     **_by_version("4.57.1", "0.5.8", "0.5.8.post1", "0.5.9"),
     **_by_version("5.3.0", "0.5.10", "0.5.10.post1"),
     **_by_version(None, "0.5.11", "0.5.12", "0.5.12.post1"),
-    **_by_version("5.8.1", "0.5.13"),
+    **_by_version("5.8.1", "0.5.13", "0.5.13.post1"),
+    **_by_version("5.12.1", "0.5.14", "0.5.15", "0.5.15.post1", "0.5.16", "0.5.17", "0.5.18"),
+    **_by_version("5.12.1", "0.5.19", "0.5.20"),
 }
 
 # And for these to be asked what they decide: see `decisions/`.
-DECISIONS = {
-    **LAYERS,
-    # What #22642 came to in the end.
-    **_by_version("5.8.1", "0.5.17"),
-}
+DECISIONS = LAYERS

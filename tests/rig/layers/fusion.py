@@ -29,7 +29,16 @@ def enable(recorder: Recorder) -> None:
     communicator._is_sm90_supported = True
     fusion: Any = importlib.import_module("sglang.srt.layers.flashinfer_comm_fusion")
     fusion.is_flashinfer_available = lambda: True
-    fusion.comm = fusion._flashinfer_comm = _FlashInfer(recorder)
+    # From 0.5.14 on it asks for the GPU here as well, and from 0.5.19 on by another way.
+    fusion.is_sm90_supported = lambda *_: True
+    if hasattr(fusion, "get_platform"):
+        context: Any = importlib.import_module("sglang.srt.runtime_context")
+        context.override_platform(is_sm90=True).install()
+    flashinfer = _FlashInfer(recorder)
+    fusion.comm = fusion._flashinfer_comm = flashinfer
+    fusion._create_allreduce_fusion_workspace = flashinfer.create_allreduce_fusion_workspace
+    fusion._flashinfer_create_workspace_supports_group = True
+    fusion._flashinfer_create_workspace_supports_comm_backend = True
     fusion._flashinfer_allreduce_unavailable = False
     # A workspace takes GPU memory, and whether there is enough is asked first (from 0.5.11 on).
     fusion._preflight_check_workspace_memory = lambda **_: True
@@ -85,6 +94,8 @@ class _FlashInfer:
         return SimpleNamespace(
             ranks=ranks,
             group=device_group,
+            backend="trtllm",
+            metadata={"use_fp32_lamport": True},
             is_buffer_size_sufficient=lambda **_: True,
             destroy=lambda: None,
         )

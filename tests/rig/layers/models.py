@@ -7,11 +7,13 @@ norms, LayerCommunicator and the forward function that joins them are the releas
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from rig.layers import topology
 from rig.models import CONFIGS
 
 
@@ -135,12 +137,14 @@ class _Attention(torch.nn.Module):  # type: ignore[misc]
         self.qkv_proj = SimpleNamespace(quant_method=None)
 
     def forward(self, *_: Any, hidden_states: Tensor, **__: Any) -> Tensor:
-        attention: Any = importlib.import_module("sglang.srt.layers.dp_attention")
-        size = hidden_states.shape[-1] // attention.get_attention_tp_size()
-        own = slice(
-            attention.get_attention_tp_rank() * size, (attention.get_attention_tp_rank() + 1) * size
-        )
+        size = hidden_states.shape[-1] // topology.attention_tp_size()
+        rank = topology.attention_tp_rank()
+        own = slice(rank * size, (rank + 1) * size)
         return hidden_states[:, own] @ self.weight[own]
+
+    def maybe_use_decode_attn_tp(self, *_: Any) -> contextlib.AbstractContextManager[None]:
+        """From 0.5.17 on: attention of its own for decode steps, which no case asks for."""
+        return contextlib.nullcontext()
 
     def prepare_qkv_latent(self, *_: Any) -> None:
         raise NotImplementedError("there is no latent here")

@@ -9,7 +9,7 @@ import inspect
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from rig.layers import fusion, reference
+from rig.layers import fusion, reference, topology
 from rig.layers.case import Case, LayerTrace, RankReport
 from rig.layers.collectives import Recorder
 from rig.layers.models import configure, make_layer, make_weights
@@ -35,8 +35,7 @@ def run(case: Case, rank: int, rendezvous: str, checkpoint: str) -> RankReport:
     """Raises whatever sglang raises."""
     recorder = Recorder()
     server_args = _start_runtime(case, rank, rendezvous, checkpoint, recorder)
-    attention: Any = importlib.import_module("sglang.srt.layers.dp_attention")
-    group = attention.get_attention_dp_rank() * case.layout.attn_cp + _context_rank(case)
+    group = topology.attention_dp_rank() * case.layout.attn_cp + topology.attention_cp_rank()
 
     config = configure(case.model, case.layers)
     weights = [make_weights(config, kind, seed) for seed, kind in enumerate(case.layers)]
@@ -71,7 +70,7 @@ def _start_runtime(
     layout = case.layout
     server_args = _server_args(case, checkpoint)
     _publish(server_args)
-    moe.initialize_moe_config(server_args)
+    _call(moe.initialize_moe_config, server_args=server_args)
     _call(
         state.init_distributed_environment,
         world_size=layout.tp,
@@ -122,12 +121,38 @@ def _server_args(case: Case, checkpoint: str) -> Any:
         disable_shared_experts_fusion=True,
         **wanted,
     )
+    if hasattr(server_args, "resolve_once"):
+        server_args.resolve_once()
     for name, value in wanted.items():
-        if getattr(server_args, name) != value:
-            raise AssertionError(f"sglang made {name} {getattr(server_args, name)}, not {value}")
+        if (made := _decided(server_args, name)) != value:
+            raise AssertionError(f"sglang made {name} {made}, not {value}")
     # It switches this off by itself where there is no GPU.
-    server_args.enable_flashinfer_allreduce_fusion = case.fusion
+    if hasattr(server_args, "flashinfer_allreduce_fusion_backend"):
+        backend = "trtllm" if case.fusion else None
+        _decide(server_args, "flashinfer_allreduce_fusion_backend", backend)
+    else:
+        server_args.enable_flashinfer_allreduce_fusion = case.fusion
     return server_args
+
+
+def _decided(server_args: Any, name: str) -> Any:
+    """What the release has made of an argument."""
+    if not hasattr(server_args, "resolve_once"):
+        return getattr(server_args, name)
+    return _decisions_beside_the_arguments().resolution_result(server_args, name)
+
+
+def _decide(server_args: Any, name: str, value: Any) -> None:
+    """In the release's stead; before the arguments are published, and read-only for good."""
+    if not hasattr(server_args, "resolve_once"):
+        object.__setattr__(server_args, name, value)
+    else:
+        _decisions_beside_the_arguments().declare_resolution(server_args, "rig", **{name: value})
+
+
+def _decisions_beside_the_arguments() -> Any:
+    """From 0.5.19 on the arguments themselves stay as they were given."""
+    return importlib.import_module("sglang.srt.arg_groups.overrides")
 
 
 def _publish(server_args: Any) -> None:
@@ -144,17 +169,11 @@ def _publish(server_args: Any) -> None:
     )
 
 
-def _context_rank(case: Case) -> int:
-    if case.layout.attn_cp == 1:
-        return 0
-    state: Any = importlib.import_module("sglang.srt.distributed.parallel_state")
-    return int(state.get_attn_context_model_parallel_rank())
-
-
 def _make_batch(case: Case, group: int, server_args: Any) -> Any:
     """A real ForwardBatch, padded by the release's own rule."""
     info: Any = importlib.import_module("sglang.srt.model_executor.forward_batch_info")
     utils: Any = importlib.import_module("sglang.srt.utils")
+    transformers: Any = importlib.import_module("transformers")
     tokens = case.tokens[group]
     decode = case.forward == "decode"
     requests = tokens if decode else min(tokens, 1)
@@ -168,6 +187,7 @@ def _make_batch(case: Case, group: int, server_args: Any) -> Any:
         "req_pool_indices": torch.zeros(requests, dtype=torch.int64),
         "seq_lens": torch.ones(requests, dtype=torch.int64),
         "seq_lens_cpu": torch.ones(requests, dtype=torch.int64),
+        "orig_seq_lens": torch.ones(requests, dtype=torch.int32),
         "out_cache_loc": torch.zeros(tokens, dtype=torch.int64),
         "positions": torch.zeros(tokens, dtype=torch.int64),
         "seq_lens_sum": requests,
@@ -178,8 +198,11 @@ def _make_batch(case: Case, group: int, server_args: Any) -> Any:
     batch.is_extend_in_batch = not decode
     if case.layout.attn_cp > 1:
         batch.attn_cp_metadata = SimpleNamespace(per_rank_actual_token=list(case.tokens))
-    if server_args.enable_dp_attention or utils.require_gathered_buffer(server_args):
-        counts = list(case.tokens) if utils.require_mlp_tp_gather(server_args) else [tokens]
+    # These two read the published arguments from 0.5.19 on.
+    is_gathered = bool(_call(utils.require_gathered_buffer, server_args=server_args))
+    if case.layout.dp > 1 or is_gathered:
+        gathers_from_all = _call(utils.require_mlp_tp_gather, server_args=server_args)
+        counts = list(case.tokens) if gathers_from_all else [tokens]
         batch.global_num_tokens_cpu = counts
         batch.global_num_tokens_gpu = torch.tensor(counts)
         batch.global_num_tokens_for_logprob_cpu = list(counts)
@@ -188,8 +211,16 @@ def _make_batch(case: Case, group: int, server_args: Any) -> Any:
             _force_padding(case.padding)
         batch.prepare_mlp_sync_batch(
             SimpleNamespace(
-                attn_backend=SimpleNamespace(get_cuda_graph_seq_len_fill_value=lambda: 1),
+                attn_backend=SimpleNamespace(
+                    get_cuda_graph_seq_len_fill_value=lambda: 1,
+                    get_cpu_graph_seq_len_fill_value=lambda: 1,
+                ),
+                attn_tp_sequence_sharded=lambda _: is_gathered,
                 is_draft_worker=False,
+                mambaish_config=None,
+                model_config=SimpleNamespace(
+                    hf_config=transformers.PretrainedConfig(), linear_attn_registry_result=None
+                ),
                 server_args=server_args,
             )
         )

@@ -117,8 +117,9 @@ def _forward_context_parallel(self: Any, q: Any, k: Any, v: Any, layer: Any, bat
 
 
 def _keep_context_parallelism_on_the_cpu(cp_utils: Any) -> None:
-    """It writes "cuda" where it means the model's device."""
-    cp_utils.torch = _TorchWithoutCuda(cp_utils.torch)
+    """It writes "cuda" where it means the model's device; from 0.5.20 on nothing is left of it."""
+    if hasattr(cp_utils, "torch"):
+        cp_utils.torch = _TorchWithoutCuda(cp_utils.torch)
 
 
 class _TorchWithoutCuda:

@@ -1,4 +1,4 @@
-"""What the releases before 0.5.8 import and the rig's environment lacks.
+"""What the releases before 0.5.8, and 0.5.15, import and the rig's environment lacks.
 
 For runs of a model's layers alone (`rig.layers`). Nothing that stands in for a missing package here
 can be called.
@@ -37,12 +37,20 @@ _MODULES = {
 }
 
 
+# A kernel that 0.5.15 imports wherever there is no ROCm; it is written in a language that comes
+# with CUTLASS.
+_NEEDS_CUTLASS = "sglang.jit_kernel.dsa.cutedsl_paged_mqa_logits"
+
+
 def register() -> None:
     """Arm them; a package that is there is left alone."""
     packages = {name.partition(".")[0] for name in _MODULES}
     missing = {name for name in packages if importlib.util.find_spec(name) is None}
     modules = {name: own for name, own in _MODULES.items() if name.partition(".")[0] in missing}
     sys.meta_path.append(_Finder(modules))
+    if importlib.util.find_spec("cutlass") is None:
+        # In front, since the file itself is there.
+        sys.meta_path.insert(0, _Finder({_NEEDS_CUTLASS: None}))
     wrapt.register_post_import_hook(_answer_for_amx, "torch")
     wrapt.register_post_import_hook(_name_every_kernel, "sgl_kernel")
     wrapt.register_post_import_hook(_register_collectives_for_cpu, "sglang.srt.utils")
