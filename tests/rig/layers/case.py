@@ -59,6 +59,9 @@ class Case:
     fusion: bool = False
     """Let the release believe that FlashInfer can fuse all-reduce and RMSNorm."""
 
+    all_to_all: str | None = None
+    """`--moe-a2a-backend`: what it would have combined stands in the experts' output."""
+
     def __post_init__(self) -> None:
         if len(self.tokens) != self.layout.attention_groups:
             raise ValueError(f"{self.layout} has {self.layout.attention_groups} attention groups")
@@ -70,6 +73,8 @@ class Case:
             parts.append(self.padding)
         if self.fusion:
             parts.append("fusion")
+        if self.all_to_all:
+            parts.append(self.all_to_all)
         return "-".join(parts)
 
     def to_json(self) -> dict[str, Any]:

@@ -112,17 +112,29 @@ def make_weights(config: Mapping[str, Any], kind: str, seed: int) -> dict[str, T
 
 
 def make_layer(
-    model: str, config: Mapping[str, Any], layer: int, weights: Mapping[str, Tensor]
+    model: str,
+    config: Mapping[str, Any],
+    layer: int,
+    weights: Mapping[str, Tensor],
+    *,
+    combined: bool = False,
 ) -> Any:
-    """The real decoder layer, with this rank's share of the weights in it."""
+    """The real decoder layer, with this rank's share of the weights in it.
+
+    Unless its experts are `combined`: then each rank has what an all-to-all would bring back to it.
+    """
     description = MODELS[model]
-    module = importlib.import_module(description.module)
+    module: Any = importlib.import_module(description.module)
     setattr(module, description.attention, _Attention)
+    if combined:
+        module.get_moe_impl_class = lambda *_, **__: _CombinedExperts
     instance = getattr(module, description.layer)(
         config=_as_sglang_reads_it(config), layer_id=layer
     )
     _load(instance, weights)
-    if hasattr(instance.mlp, "experts"):
+    if combined:
+        instance.mlp.experts.weights = weights
+    elif hasattr(instance.mlp, "experts"):
         _map_experts_on_cpu(instance.mlp.experts)
     return instance
 
@@ -148,6 +160,23 @@ class _Attention(torch.nn.Module):  # type: ignore[misc]
 
     def prepare_qkv_latent(self, *_: Any) -> None:
         raise NotImplementedError("there is no latent here")
+
+
+class _CombinedExperts(torch.nn.Module):  # type: ignore[misc]
+    """Experts behind an all-to-all: of its own tokens a rank gets back the sum over all experts."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+        self.weights: Mapping[str, Tensor] = {}
+
+    def forward(self, hidden_states: Tensor, topk_output: Any) -> Tensor:
+        result = torch.zeros_like(hidden_states)
+        for expert in range(len(self.weights["router"])):
+            gate, up, down = (self.weights[f"experts.{n}"][expert] for n in ("gate", "up", "down"))
+            shares = (topk_output.topk_weights * (topk_output.topk_ids == expert)).sum(-1)
+            output = torch.nn.functional.silu(hidden_states @ gate.T) * (hidden_states @ up.T)
+            result += shares[:, None] * (output @ down.T)
+        return result
 
 
 def _as_sglang_reads_it(config: Mapping[str, Any]) -> SimpleNamespace:
