@@ -21,6 +21,13 @@ class Layout:
     moe_dense_tp: int | None = None
     """1: every rank has its dense MLPs whole, and works on its share of the tokens."""
 
+    pp: int = 1
+    """Pipeline stages, of `tp` ranks each."""
+
+    @property
+    def ranks(self) -> int:
+        return self.tp * self.pp
+
     @property
     def attention_groups(self) -> int:
         """How many groups of ranks hold tokens that no other group holds."""
@@ -29,7 +36,8 @@ class Layout:
     def __str__(self) -> str:
         parts = [f"tp{self.tp}"]
         for name, size in (
-            ("dp", self.dp), ("ep", self.ep), ("cp", self.attn_cp), ("moedp", self.moe_dp)
+            ("dp", self.dp), ("ep", self.ep), ("cp", self.attn_cp), ("moedp", self.moe_dp),
+            ("pp", self.pp),
         ):  # fmt: skip
             if size != 1:
                 parts.append(f"{name}{size}")
@@ -40,7 +48,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Case:
-    """One forward pass through a few decoder layers."""
+    """One forward pass of a model of a few decoder layers."""
 
     layout: Layout
     tokens: tuple[int, ...]
@@ -59,6 +67,12 @@ class Case:
     fusion: bool = False
     """Let the release believe that FlashInfer can fuse all-reduce and RMSNorm."""
 
+    capture: tuple[int, ...] = ()
+    """Behind which layers the hidden states are captured, as they are for an EAGLE-3 draft."""
+
+    deepstack: bool = False
+    """Vision features are added behind the first three layers; `qwen3-moe` only."""
+
     all_to_all: str | None = None
     """`--moe-a2a-backend`: what it would have combined stands in the experts' output."""
 
@@ -73,6 +87,10 @@ class Case:
             parts.append(self.padding)
         if self.fusion:
             parts.append("fusion")
+        if self.capture:
+            parts.append("capture" + "_".join(map(str, self.capture)))
+        if self.deepstack:
+            parts.append("deepstack")
         if self.all_to_all:
             parts.append(self.all_to_all)
         return "-".join(parts)
@@ -83,7 +101,8 @@ class Case:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Case:
         layout = Layout(**data.pop("layout"))
-        return cls(layout=layout, tokens=tuple(data.pop("tokens")), **data)
+        tokens, capture = tuple(data.pop("tokens")), tuple(data.pop("capture"))
+        return cls(layout=layout, tokens=tokens, capture=capture, **data)
 
 
 @dataclass(frozen=True)
@@ -103,6 +122,15 @@ class LayerTrace:
     collectives: dict[str, list[str]]
     """What went over the wire, as "operation group", by the step of the layer."""
 
+    number: int = 0
+    """Which of the model's layers this is."""
+
+    @property
+    def fused_calls(self) -> int:
+        """How many all-reduces FlashInfer's kernel did, those left over by the layer before too."""
+        sent = (operation for step in self.collectives.values() for operation in step)
+        return sum(operation.startswith("fused_all_reduce ") for operation in sent)
+
 
 @dataclass(frozen=True)
 class RankReport:
@@ -112,13 +140,18 @@ class RankReport:
     """The traceback, if the rank did not come to an end."""
 
     relative_error: float = float("nan")
-    """Largest deviation from the reference, in units of the reference's root mean square."""
+    """Largest deviation from the reference, in units of the reference's root mean square.
+
+    0 on a pipeline stage that is not the last: what it hands on shows in what the last one makes.
+    """
 
     shape: tuple[int, ...] = ()
-    """Of the hidden states that left the last layer, padding included."""
+    """Of the hidden states that left the stage's last layer, padding included."""
 
     padding: str | None = None
     layers: tuple[LayerTrace, ...] = ()
+    captured: tuple[float, ...] = ()
+    """The same deviation of the captured hidden states, in the order of `Case.capture`."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -126,7 +159,8 @@ class RankReport:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RankReport:
         layers = tuple(LayerTrace(**layer) for layer in data.pop("layers"))
-        return cls(layers=layers, shape=tuple(data.pop("shape")), **data)
+        shape, captured = tuple(data.pop("shape")), tuple(data.pop("captured"))
+        return cls(layers=layers, shape=shape, captured=captured, **data)
 
 
 @dataclass(frozen=True)
@@ -147,17 +181,40 @@ class Outcome:
         return max(report.relative_error for report in self.ranks)
 
     @property
+    def captured_error(self) -> float:
+        """The worst of all captured hidden states; infinite if there are none."""
+        errors = [error for report in self.ranks for error in report.captured]
+        return float("inf") if self.errors or not errors else max(errors)
+
+    @property
+    def layers(self) -> list[LayerTrace]:
+        """In order, each of the first rank that has it."""
+        found: dict[int, LayerTrace] = {}
+        for report in self.ranks:
+            for layer in report.layers:
+                found.setdefault(layer.number, layer)
+        return [found[number] for number in sorted(found)]
+
+    @property
     def collectives(self) -> list[dict[str, list[str]]]:
         """Of the first rank, by layer."""
-        return [layer.collectives for layer in self.ranks[0].layers]
+        return [layer.collectives for layer in self.layers]
+
+    @property
+    def fused_calls(self) -> list[int]:
+        """How many all-reduces FlashInfer's kernel did on the first rank, by layer."""
+        return [layer.fused_calls for layer in self.layers]
 
     def __str__(self) -> str:
         if self.errors:
             return self.errors[0]
         lines = [f"relative error {self.relative_error:.1e}, padding {self.ranks[0].padding}"]
-        for number, layer in enumerate(self.ranks[0].layers):
+        captured = max((report.captured for report in self.ranks), key=len)
+        if captured:
+            lines.append("  captured: " + ", ".join(f"{error:.1e}" for error in captured))
+        for layer in self.layers:
             steps = "; ".join(
                 f"{step}: {', '.join(ops)}" for step, ops in layer.collectives.items()
             )
-            lines.append(f"  layer {number}, {layer.mlp_mode}: {steps}")
+            lines.append(f"  layer {layer.number}, {layer.mlp_mode}: {steps}")
         return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""The model classes whose decoder layers are run: real, but for attention.
+"""The model classes that are run: real, but for attention.
 
 Attention needs a KV cache and back-ends; what it means to communication is a partial sum over the
-attention-TP ranks, of the tokens that their group holds. That is what stands in for it. MLP, experts,
-norms, LayerCommunicator and the forward function that joins them are the release's own.
+attention-TP ranks, of the tokens that their group holds. That is what stands in for it. MLP, experts, norms, LayerCommunicator, the
+forward functions of layer and model, and what splits a model into pipeline stages are the release's
+own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rig.models import CONFIGS
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 torch: Any = importlib.import_module("torch")
@@ -28,40 +29,69 @@ Tensor = Any
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder layer class of sglang, and the attention class that it makes."""
+    """A model of sglang without its head, and the attention class that its layers make."""
 
     module: str
-    layer: str
+    name: str
     attention: str
     config: Mapping[str, Any]
+
+    with_head: str
+    """The model with its head, which is told what to capture."""
+
+    with_features: tuple[str, str] = ("", "")
+    """Module and name of the model that takes vision features."""
 
 
 MODELS = {
     "deepseek-v3": Model(
         "sglang.srt.models.deepseek_v2",
-        "DeepseekV2DecoderLayer",
+        "DeepseekV2Model",
         "DeepseekV2AttentionMLA",
         CONFIGS["deepseek-v3"],
+        "DeepseekV2ForCausalLM",
     ),
     "glm4-moe": Model(
         "sglang.srt.models.glm4_moe",
-        "Glm4MoeDecoderLayer",
+        "Glm4MoeModel",
         "Glm4MoeAttention",
         # Experts and their router are those of DeepSeek V3.
         {**CONFIGS["deepseek-v3"], "partial_rotary_factor": 0.5, "use_qk_norm": False},
+        "Glm4MoeForCausalLM",
+    ),
+    "gpt-oss": Model(
+        "sglang.srt.models.gpt_oss",
+        "GptOssModel",
+        "GptOssAttention",
+        {
+            **CONFIGS["qwen3-moe"],
+            "num_local_experts": 8,
+            "intermediate_size": CONFIGS["qwen3-moe"]["moe_intermediate_size"],
+            # The real one is 7, which these activations would hardly ever meet.
+            "swiglu_limit": 2.0,
+            "sliding_window": 128,
+        },
+        "GptOssForCausalLM",
     ),
     "qwen3-moe": Model(
         "sglang.srt.models.qwen3_moe",
-        "Qwen3MoeDecoderLayer",
+        "Qwen3MoeModel",
         "Qwen3MoeAttention",
         CONFIGS["qwen3-moe"],
+        "Qwen3MoeForCausalLM",
+        ("sglang.srt.models.qwen3_vl_moe", "Qwen3MoeLLMModel"),
     ),
 }
+
+FEATURES = 3
+"""Vision features are added behind so many layers."""
 
 
 def configure(model: str, layers: str) -> dict[str, Any]:
     """The model's configuration, with dense and sparse layers as asked."""
     config = {**MODELS[model].config, "num_hidden_layers": len(layers)}
+    if "sliding_window" in config:
+        config["layer_types"] = ["full_attention"] * len(layers)
     if "first_k_dense_replace" in config:
         dense = len(layers) - len(layers.lstrip("D"))
         for every in (1, 2):
@@ -88,11 +118,14 @@ def make_weights(config: Mapping[str, Any], kind: str, seed: int) -> dict[str, T
         return torch.randn(*shape, generator=generator) * scale
 
     def mlp(size: int, *leading: int) -> dict[str, Tensor]:
-        return {
+        tensors = {
             "gate": normal(*leading, size, hidden),
             "up": normal(*leading, size, hidden),
             "down": normal(*leading, hidden, size, scale=2 * size**-0.5),
         }
+        if "swiglu_limit" in config:
+            tensors |= {f"{name}_bias": normal(*t.shape[:-1]) for name, t in tensors.items()}
+        return tensors
 
     weights = {
         "input_layernorm": 1 + normal(hidden, scale=0.1),
@@ -104,6 +137,8 @@ def make_weights(config: Mapping[str, Any], kind: str, seed: int) -> dict[str, T
     weights["router"] = normal(experts, hidden, scale=2 * hidden**-0.5)
     if config.get("topk_method") == "noaux_tc":
         weights["router_bias"] = normal(experts, scale=0.1)
+    if "swiglu_limit" in config:
+        weights["router_offset"] = normal(experts, scale=0.5)
     size = config["moe_intermediate_size"]
     weights |= {f"experts.{name}": tensor for name, tensor in mlp(size, experts).items()}
     if shared := config.get("n_shared_experts"):
@@ -111,15 +146,23 @@ def make_weights(config: Mapping[str, Any], kind: str, seed: int) -> dict[str, T
     return weights
 
 
-def make_layer(
+def import_model(model: str, *, with_features: bool) -> None:
+    """What a rank will need, where the release has it."""
+    description = MODELS[model]
+    importlib.import_module(description.module)
+    if with_features:
+        importlib.import_module(description.with_features[0])
+
+
+def make_model(
     model: str,
     config: Mapping[str, Any],
-    layer: int,
-    weights: Mapping[str, Tensor],
+    weights: Sequence[Mapping[str, Tensor]],
     *,
+    with_features: bool,
     combined: bool = False,
 ) -> Any:
-    """The real decoder layer, with this rank's share of the weights in it.
+    """The real model, with this rank's share of the weights in the layers of its stage.
 
     Unless its experts are `combined`: then each rank has what an all-to-all would bring back to it.
     """
@@ -128,15 +171,61 @@ def make_layer(
     setattr(module, description.attention, _Attention)
     if combined:
         module.get_moe_impl_class = lambda *_, **__: _CombinedExperts
-    instance = getattr(module, description.layer)(
-        config=_as_sglang_reads_it(config), layer_id=layer
-    )
-    _load(instance, weights)
-    if combined:
-        instance.mlp.experts.weights = weights
-    elif hasattr(instance.mlp, "experts"):
-        _map_experts_on_cpu(instance.mlp.experts)
+    name = description.name
+    if with_features:
+        source, name = description.with_features
+        module = importlib.import_module(source)
+    instance = getattr(module, name)(config=_as_sglang_reads_it(config))
+    instance.norm = _Sum()
+    for number, layer in own_layers(instance).items():
+        _load(layer, weights[number])
+        if combined:
+            layer.mlp.experts.weights = weights[number]
+        elif hasattr(layer.mlp, "experts"):
+            _map_experts_on_cpu(layer.mlp.experts)
     return instance
+
+
+def own_layers(model: Any) -> dict[int, Any]:
+    """The layers of this rank's pipeline stage, by their number in the whole model."""
+    stage = range(getattr(model, "start_layer", 0), getattr(model, "end_layer", len(model.layers)))
+    return {number: model.layers[number] for number in stage}
+
+
+def capture(name: str, model: Any, config: Mapping[str, Any], layers: Sequence[int]) -> None:
+    """Let the release capture the hidden states behind these layers.
+
+    It captures what goes into a layer, and by the method, and by the ids given, it counts layers
+    from here or from there.
+    """
+    description = MODELS[name]
+    with_head = getattr(importlib.import_module(description.module), description.with_head)
+    wanted = [layer + 1 for layer in layers]
+    head = SimpleNamespace(model=model, pp_group=model.pp_group, config=_as_sglang_reads_it(config))
+    for method, given in (
+        ("set_eagle3_layers_to_capture", list(layers)),
+        ("set_dflash_layers_to_capture", list(layers)),
+        ("set_eagle3_layers_to_capture", wanted),
+    ):
+        if hasattr(with_head, method):
+            getattr(with_head, method)(head, given)
+            if not model.pp_group.is_last_rank or list(model.layers_to_capture) == wanted:
+                return
+    raise NotImplementedError(f"{name} captures nothing behind layers {layers}")
+
+
+class _Sum(torch.nn.Module):  # type: ignore[misc]
+    """In the place of the norm behind the last layer: a norm would hide a factor."""
+
+    def forward(
+        self, hidden_states: Tensor, residual: Tensor = None, post_residual_addition: Tensor = None
+    ) -> Any:
+        if residual is None:
+            return hidden_states
+        total = hidden_states + residual
+        if post_residual_addition is not None:
+            total = total + post_residual_addition
+        return total, total
 
 
 class _Attention(torch.nn.Module):  # type: ignore[misc]
@@ -181,11 +270,22 @@ class _CombinedExperts(torch.nn.Module):  # type: ignore[misc]
 
 def _as_sglang_reads_it(config: Mapping[str, Any]) -> SimpleNamespace:
     rope = {"rope_theta": config["rope_theta"], "rope_type": "default"}
-    return SimpleNamespace(**{"rope_scaling": None, **config, "rope_parameters": rope})
+    return SimpleNamespace(
+        **{
+            "rope_scaling": None,
+            **config,
+            "rope_parameters": rope,
+            "torch_dtype": torch.float32,
+            "dtype": torch.float32,
+        }
+    )
 
 
 def _number_of_experts(config: Mapping[str, Any]) -> int:
-    return int(config.get("n_routed_experts") or config["num_experts"])
+    for name in ("n_routed_experts", "num_local_experts"):
+        if name in config:
+            return int(config[name])
+    return int(config["num_experts"])
 
 
 def _load(layer: Any, weights: Mapping[str, Tensor]) -> None:
@@ -198,6 +298,12 @@ def _load(layer: Any, weights: Mapping[str, Tensor]) -> None:
             parameter.data.copy_(weights["router"])
         elif name == "mlp.gate.e_score_correction_bias":
             parameter.data.copy_(weights["router_bias"])
+        elif name == "mlp.router.weight":
+            parameter.data.copy_(weights["router"])
+        elif name == "mlp.router.bias":
+            parameter.data.copy_(weights["router_offset"])
+        elif name.startswith("mlp.experts.") and "experts.gate_bias" in weights:
+            _load_fused_experts(name, parameter, layer.mlp.experts, weights)
         elif name.startswith("mlp.experts."):
             _load_experts(name, parameter, layer.mlp.experts, weights)
         else:
@@ -231,6 +337,27 @@ def _load_experts(name: str, parameter: Any, experts: Any, weights: Mapping[str,
                 shard_id=shard,
                 expert_id=expert,
             )
+
+
+def _load_fused_experts(
+    name: str, parameter: Any, experts: Any, weights: Mapping[str, Tensor]
+) -> None:
+    """Of GPT-OSS: all experts of the rank at once, gate and up row by row, each with a bias."""
+    kind = name.rpartition(".")[2]
+    own = slice(experts.moe_ep_rank * len(parameter), (experts.moe_ep_rank + 1) * len(parameter))
+    if kind == "w2_weight_bias":
+        # Whole, and on one of the ranks that are added up.
+        first = experts.moe_tp_rank == 0
+        bias = weights["experts.down_bias"][own]
+        parameter.data.copy_(bias if first else torch.zeros_like(bias))
+        return
+    if kind == "w2_weight":
+        tensor = weights["experts.down"]
+    else:
+        suffix = kind.removeprefix("w13_weight")
+        pair = [weights[f"experts.{part}{suffix}"] for part in ("gate", "up")]
+        tensor = torch.stack(pair, dim=2).flatten(1, 2)
+    parameter.weight_loader(parameter, tensor[own], kind, shard_id=kind.partition("_")[0])
 
 
 def _map_experts_on_cpu(experts: Any) -> None:

@@ -1,4 +1,4 @@
-"""One rank: process groups as the release makes them, a padded batch, the layers, the comparison."""
+"""One rank: process groups as the release makes them, a padded batch, the model, the comparison."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from rig.layers import fusion, reference, topology
 from rig.layers.case import Case, LayerTrace, RankReport
 from rig.layers.collectives import Recorder
-from rig.layers.models import configure, make_layer, make_weights
+from rig.layers.models import (
+    FEATURES,
+    capture,
+    configure,
+    make_model,
+    make_weights,
+    own_layers,
+)
 
 
 if TYPE_CHECKING:
@@ -39,27 +46,63 @@ def run(case: Case, rank: int, rendezvous: str, checkpoint: str) -> RankReport:
 
     config = configure(case.model, case.layers)
     weights = [make_weights(config, kind, seed) for seed, kind in enumerate(case.layers)]
-    layers = [
-        make_layer(case.model, config, number, own, combined=case.all_to_all is not None)
-        for number, own in enumerate(weights)
-    ]
+    model = make_model(
+        case.model,
+        config,
+        weights,
+        with_features=case.deepstack,
+        combined=case.all_to_all is not None,
+    )
+    if case.capture:
+        capture(case.model, model, config, case.capture)
+    if case.layout.attn_cp > 1:
+        _leave_the_prompt_as_it_is(model)
 
     batch = _make_batch(case, group, server_args)
     tokens, padded = case.tokens[group], len(batch.input_ids)
     given = _hidden_states(tokens, config, seed=1000 + group)
     # What stands in padded rows is anybody's guess, and must not matter.
     garbage = _hidden_states(padded - tokens, config, seed=2000 + group)
-    hidden_states, traces = _forward(layers, torch.cat((given, garbage)), batch, recorder)
+    features = _features(padded, config, seed=3000 + group) if case.deepstack else []
+    made, traces = _forward(model, torch.cat((given, garbage)), features, batch, recorder)
 
-    if len(hidden_states) != padded:
-        raise AssertionError(f"{len(hidden_states)} tokens came out of the layers, not {padded}")
-    expected = reference.forward(given.double(), weights, config)
+    last = {} if made is None else _compare(case, made, given, weights, config, features, padded)
     return RankReport(
-        relative_error=_relative_error(hidden_states[:tokens], expected),
-        shape=tuple(hidden_states.shape),
+        **{"relative_error": 0.0, **last},
         padding=batch.dp_padding_mode.name if batch.dp_padding_mode is not None else None,
         layers=tuple(traces),
     )
+
+
+def _compare(
+    case: Case,
+    made: Any,
+    given: Tensor,
+    weights: list[dict[str, Tensor]],
+    config: dict[str, Any],
+    features: list[Tensor],
+    padded: int,
+) -> dict[str, Any]:
+    """What the last stage has made with what it should be."""
+    hidden_states, captured = made if isinstance(made, tuple) else (made, ())
+    if torch.is_tensor(captured):
+        # Side by side, from 0.5.20 on.
+        captured = captured.split(config["hidden_size"], dim=-1)
+    if len(hidden_states) != padded:
+        raise AssertionError(f"{len(hidden_states)} tokens came out of the model, not {padded}")
+    tokens = len(given)
+    own = [feature[:tokens].double() for feature in features]
+    expected = reference.forward(given.double(), weights, config, own)
+    # A stage before the last keeps to itself what it captures.
+    behind = case.capture[len(case.capture) - len(captured) :]
+    return {
+        "relative_error": _relative_error(hidden_states[:tokens], expected[-1]),
+        "shape": tuple(hidden_states.shape),
+        "captured": tuple(
+            _relative_error(states[:tokens], expected[layer])
+            for layer, states in zip(behind, captured, strict=True)
+        ),
+    }
 
 
 def _start_runtime(
@@ -76,7 +119,7 @@ def _start_runtime(
     _call(moe.initialize_moe_config, server_args=server_args)
     _call(
         state.init_distributed_environment,
-        world_size=layout.tp,
+        world_size=layout.ranks,
         rank=rank,
         local_rank=rank,
         backend="gloo",
@@ -85,6 +128,7 @@ def _start_runtime(
     _call(
         state.initialize_model_parallel,
         tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
         expert_model_parallel_size=layout.ep,
         attention_data_parallel_size=layout.dp,
         attention_context_model_parallel_size=layout.attn_cp,
@@ -115,6 +159,8 @@ def _server_args(case: Case, checkpoint: str) -> Any:
         "enable_dp_attention": layout.dp > 1,
         "moe_dense_tp_size": layout.moe_dense_tp,
     }
+    if layout.pp > 1:
+        wanted["pp_size"] = layout.pp
     if (layout.attn_cp, layout.moe_dp) != (1, 1):
         wanted |= {"attn_cp_size": layout.attn_cp, "moe_dp_size": layout.moe_dp}
     server_args = module.ServerArgs(
@@ -249,32 +295,92 @@ def _hidden_states(tokens: int, config: dict[str, Any], seed: int) -> Tensor:
     return torch.randn(tokens, config["hidden_size"], generator=generator)
 
 
+def _features(tokens: int, config: dict[str, Any], seed: int) -> list[Tensor]:
+    return [_hidden_states(tokens, config, seed + 100 * number) for number in range(FEATURES)]
+
+
+def _leave_the_prompt_as_it_is(model: Any) -> None:
+    """Under context parallelism a case has a rank's share of the prompt to begin with."""
+    stand_ins = {
+        "cp_split_and_rebuild_data": lambda batch, tensor: tensor,
+        "cp_split_and_rebuild_position": lambda batch, tensor: tensor,
+        "cp_all_gather_rerange_output": lambda tensor, *_: tensor,
+    }
+    for parent in type(model).__mro__:
+        module = importlib.import_module(parent.__module__)
+        for name, stand_in in stand_ins.items():
+            if hasattr(module, name):
+                setattr(module, name, stand_in)
+
+
 def _forward(
-    layers: list[Any], hidden_states: Tensor, batch: Any, recorder: Recorder
-) -> tuple[Tensor, list[LayerTrace]]:
-    """As the model's own loop over its layers does it, up to the final norm."""
-    residual = None
-    traces = []
-    for layer in layers:
-        answers: dict[str, bool] = {}
-        collectives: dict[str, list[str]] = {}
-        _observe(layer, answers, recorder)
-        with recorder.into(collectives), torch.no_grad():
-            hidden_states, residual, *_ = _call(
-                layer.forward,
-                positions=batch.positions,
-                hidden_states=hidden_states,
-                forward_batch=batch,
-                residual=residual,
-                zero_allocator=None,
-            )
-        traces.append(_trace(layer.layer_communicator, answers, collectives))
-    return (hidden_states if residual is None else hidden_states + residual), traces
+    model: Any,
+    hidden_states: Tensor,
+    features: list[Tensor],
+    batch: Any,
+    recorder: Recorder,
+) -> tuple[Any, list[LayerTrace]]:
+    """What the model returns, or None where that goes to the next stage."""
+    traces: list[LayerTrace] = []
+    for number, layer in own_layers(model).items():
+        _observe(number, layer, recorder, traces)
+    more = {"input_deepstack_embeds": torch.cat(features, dim=-1)} if features else {}
+    with torch.no_grad():
+        made = _call(
+            model.forward,
+            input_ids=batch.input_ids,
+            positions=batch.positions,
+            forward_batch=batch,
+            input_embeds=hidden_states,
+            pp_proxy_tensors=_receive(),
+            **more,
+        )
+        if hasattr(made, "tensors"):
+            _send(made)
+            made = None
+    return made, traces
 
 
-def _observe(layer: Any, answers: dict[str, bool], recorder: Recorder) -> None:
+def _receive() -> Any:
+    """From the stage before, as the scheduler does it: tensors, and nothing that sticks to them."""
+    state: Any = importlib.import_module("sglang.srt.distributed.parallel_state")
+    group = state.get_pp_group()
+    if group.is_first_rank:
+        return None
+    info: Any = importlib.import_module("sglang.srt.model_executor.forward_batch_info")
+    return info.PPProxyTensors(group.recv_tensor_dict(all_gather_group=_attention_tp_group()))
+
+
+def _send(proxy: Any) -> None:
+    state: Any = importlib.import_module("sglang.srt.distributed.parallel_state")
+    state.get_pp_group().send_tensor_dict(proxy.tensors, all_gather_group=_attention_tp_group())
+
+
+def _attention_tp_group() -> Any:
+    """Each of its ranks sends a part, and gathers the whole again."""
+    for name in ("sglang.srt.layers.dp_attention", "sglang.srt.distributed.parallel_state"):
+        module: Any = importlib.import_module(name)
+        for function in ("get_attention_tp_group", "get_attn_tp_group"):
+            if hasattr(module, function):
+                return getattr(module, function)()
+    raise AttributeError("where is the attention-TP group?")
+
+
+def _observe(number: int, layer: Any, recorder: Recorder, traces: list[LayerTrace]) -> None:
     """On the instances, so that the classes stay what the release, or a patch, made them."""
     communicator = layer.layer_communicator
+    answers: dict[str, bool] = {}
+    collectives: dict[str, list[str]] = {}
+    forward = layer.forward
+
+    @functools.wraps(forward)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with recorder.into(collectives):
+            made = forward(*args, **kwargs)
+        traces.append(_trace(number, communicator, answers, collectives))
+        return made
+
+    layer.forward = traced
 
     def in_step(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -300,7 +406,7 @@ def _observe(layer: Any, answers: dict[str, bool], recorder: Recorder) -> None:
 
 
 def _trace(
-    communicator: Any, answers: dict[str, bool], collectives: dict[str, list[str]]
+    number: int, communicator: Any, answers: dict[str, bool], collectives: dict[str, list[str]]
 ) -> LayerTrace:
     functions = {}
     for step, attribute in _COMMUNICATION.items():
@@ -308,7 +414,12 @@ def _trace(
         functions[step] = getattr(function, "func", function).__name__
     modes = communicator.layer_scatter_modes
     return LayerTrace(
-        modes.mlp_mode.name, modes.layer_output_mode.name, functions, answers, collectives
+        modes.mlp_mode.name,
+        modes.layer_output_mode.name,
+        functions,
+        answers,
+        collectives,
+        number,
     )
 
 

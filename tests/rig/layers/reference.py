@@ -17,38 +17,63 @@ Weights = dict[str, Tensor]
 
 
 def forward(
-    hidden_states: Tensor, layers: Sequence[Mapping[str, Tensor]], config: Mapping[str, Any]
-) -> Tensor:
-    """Hidden states in, hidden states out, residual included: [tokens, hidden size], float64."""
+    hidden_states: Tensor,
+    layers: Sequence[Mapping[str, Tensor]],
+    config: Mapping[str, Any],
+    features: Sequence[Tensor] = (),
+) -> list[Tensor]:
+    """The hidden states behind each layer, residual included: [tokens, hidden size], float64.
+
+    `features` are added behind the first layers.
+    """
     residual = hidden_states
-    for layer in layers:
+    states = []
+    for number, layer in enumerate(layers):
         weights = {name: tensor.double() for name, tensor in layer.items()}
         normed = _norm(residual, weights["input_layernorm"], config)
         residual = residual + normed @ weights["attention"]
         normed = _norm(residual, weights["post_attention_layernorm"], config)
         sparse = "router" in weights
-        residual = residual + (_moe(normed, weights, config) if sparse else _mlp(normed, weights))
-    return residual
+        residual = residual + (
+            _moe(normed, weights, config) if sparse else _mlp(normed, weights, config)
+        )
+        if number < len(features):
+            residual = residual + features[number]
+        states.append(residual)
+    return states
 
 
 def _norm(x: Tensor, weight: Tensor, config: Mapping[str, Any]) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config["rms_norm_eps"]) * weight
 
 
-def _mlp(x: Tensor, weights: Mapping[str, Tensor], prefix: str = "") -> Tensor:
-    gate, up, down = (weights[prefix + name] for name in ("gate", "up", "down"))
-    return (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+def _mlp(
+    x: Tensor, weights: Mapping[str, Tensor], config: Mapping[str, Any], prefix: str = ""
+) -> Tensor:
+    gate, up, down = (weights[prefix + name].T for name in ("gate", "up", "down"))
+    if "swiglu_limit" not in config:
+        return (torch.nn.functional.silu(x @ gate) * (x @ up)) @ down
+    limit = config["swiglu_limit"]
+    gated = (x @ gate + weights[f"{prefix}gate_bias"]).clamp(max=limit)
+    linear = (x @ up + weights[f"{prefix}up_bias"]).clamp(-limit, limit)
+    active = gated * (1.702 * gated).sigmoid() * (linear + 1)
+    return active @ down + weights[f"{prefix}down_bias"]
 
 
 def _moe(x: Tensor, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
-    shares = _route(x @ weights["router"].T, weights, config)
+    shares = _route(x @ weights["router"].T + weights.get("router_offset", 0), weights, config)
     result = torch.zeros_like(x)
+    experts = {
+        name.removeprefix("experts."): tensor
+        for name, tensor in weights.items()
+        if name.startswith("experts.")
+    }
     for expert in range(shares.shape[-1]):
-        own = {name: weights[f"experts.{name}"][expert] for name in ("gate", "up", "down")}
-        result += shares[:, expert, None] * _mlp(x, own)
+        own = {name: tensor[expert] for name, tensor in experts.items()}
+        result += shares[:, expert, None] * _mlp(x, own, config)
     result *= config.get("routed_scaling_factor", 1.0)
     if "shared.gate" in weights:
-        result += _mlp(x, weights, "shared.")
+        result += _mlp(x, weights, config, "shared.")
     return result
 
 

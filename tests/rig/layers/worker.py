@@ -68,10 +68,14 @@ def _import_sglang() -> None:
 
 def _run(case: Case, checkpoint: str) -> list[RankReport]:
     context = multiprocessing.get_context("fork")
+    # Here once, for the ranks of all cases; what is wrong with it, they will say.
+    with contextlib.suppress(Exception):
+        models: Any = importlib.import_module("rig.layers.models")
+        models.import_model(case.model, with_features=case.deepstack)
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = f"file://{folder}/rendezvous"
         processes, pipes = [], []
-        for rank in range(case.layout.tp):
+        for rank in range(case.layout.ranks):
             ours, theirs = context.Pipe()
             pipes.append(ours)
             process = context.Process(

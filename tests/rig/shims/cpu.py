@@ -153,11 +153,21 @@ def _honour_expert_parallelism(native: Any) -> None:
             return all_experts_are_local(layer, x, topk_output, moe_runner_config)
         assert moe_runner_config.activation == "silu"
         functional = importlib.import_module("torch.nn.functional")
+        w13_bias, w2_bias = (getattr(layer, f"{w}_weight_bias", None) for w in ("w13", "w2"))
         result = x.new_zeros(x.shape)
         for expert, (w13, w2) in enumerate(zip(layer.w13_weight, layer.w2_weight, strict=True)):
             tokens, slots = (ids == expert).nonzero(as_tuple=True)
-            gate, up = functional.linear(x[tokens], w13).chunk(2, dim=-1)
-            output = functional.linear(functional.silu(gate) * up, w2)
+            both = functional.linear(
+                x[tokens], w13, w13_bias[expert] if w13_bias is not None else None
+            )
+            if w13_bias is not None:
+                active = native.swiglu_gpt_oss_sigmoid_alpha(
+                    both, moe_runner_config.gemm1_alpha, moe_runner_config.gemm1_clamp_limit
+                )
+            else:
+                gate, up = both.chunk(2, dim=-1)
+                active = functional.silu(gate) * up
+            output = functional.linear(active, w2, w2_bias[expert] if w2_bias is not None else None)
             share = weights[tokens, slots].unsqueeze(-1).to(output.dtype)
             result.index_add_(0, tokens, output * share)
         return result
