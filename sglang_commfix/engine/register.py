@@ -537,7 +537,8 @@ def _clause(item: Mapping[str, Any], releases: SpecifierSet, *, deep: bool) -> C
     if "releases" in item:
         releases = SpecifierSet(item["releases"])
     why, after = item["why"].strip(), item.get("after", "")
-    return Clause(target, find, "", True, deep, (), unmentioned, why, releases, after)
+    given = tuple(sorted(item.get("given", {})))
+    return Clause(target, find, "", True, deep, given, unmentioned, why, releases, after)
 
 
 def _difference(item: Mapping[str, Any], affected: SpecifierSet) -> Difference:

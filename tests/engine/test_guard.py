@@ -242,6 +242,19 @@ class TestTheOtherSide:
             made
         )
 
+    @pytest.mark.parametrize(("given", "decision"), [([], "refused"), (["size"], "apply")])
+    def test_names_of_it_that_are_given_are_taken_as_they_come(
+        self, tmp_path: Path, given: list[str], decision: str
+    ) -> None:
+        fused = {"module": MODULE, "scope": "LayerCommunicator.fused", "why": "", "given": given}
+        text = FAULTY + "\n    def fused(self):\n        size = 1\n        return size\n"
+        upstream = Upstream()
+        upstream.releases |= {version: {MODULE: dedented(text)} for version in ("1.1", "1.2")}
+        made = patch(faulty=[fused | {"find": "return size"}])
+        register = upstream.register(tmp_path / "patches", made)
+
+        assert decided(register, tmp_path, text.replace("size = 1", "size = 2")) == decision
+
     def test_a_fix_beside_a_form_of_the_other_side_that_no_release_has_with_it_is_a_fix(
         self, register: Register, tmp_path: Path
     ) -> None:

@@ -20,7 +20,6 @@ from rig.expected import (
     TP4_CP2,
     TP4_CP3,
     TP4_CP4_MOE_DP2,
-    TP4_DP2_EP2,
     TP4_DP4_CP2,
     Exceptions,
     Expected,
@@ -50,8 +49,6 @@ _NOT_DIVISIBLE_BY_BOTH = rejected("tp_size must be divisible by dp_size * attn_c
 _MOE_DP_NEITHER_EQUAL_NOR_ONE = rejected(
     "attn_cp_size != moe_dp_size is only supported when moe_dp_size == 1"
 )
-# From 0.5.17 on not any more: https://github.com/sgl-project/sglang/pull/32663
-_REDUCE_SCATTERV = Expected(Outcome.DIES, "assert len(sizes) == world_size")
 
 # The first that a server is among tells what it is to do: what an entry of the register says goes
 # before what is so whatever the register holds.
@@ -61,7 +58,6 @@ EXCEPTIONS: tuple[Exceptions, ...] = (
     Exceptions(_NOT_DIVISIBLE_BY_BOTH, (TP4_DP4_CP2,)),
     Exceptions(_NO_SUCH_FLAG, (TP4_CP2,), ("0.5.9",)),
     Exceptions(_MOE_DP_NEITHER_EQUAL_NOR_ONE, (TP4_CP4_MOE_DP2,)),
-    Exceptions(_REDUCE_SCATTERV, (TP4_DP2_EP2,), ("0.5.11", "0.5.12.post1")),
 )
 
 

@@ -53,10 +53,6 @@ UNMENDED = {
         (NO_GLM4_MOE,),
         glm4_moe(TP_2, (5,)),
     ),
-    "reduce_scatterv where a DP group has several ranks (#32663)": (
-        ("0.5.11", "0.5.12.post1", "0.5.13"),
-        Case(Layout(tp=4, dp=2, ep=2), (3, 6)),
-    ),
 }
 
 # Beside what the proofs run: every layout that sglang serves without a fault.

@@ -73,6 +73,9 @@ class Case:
     deepstack: bool = False
     """Vision features are added behind the first three layers; `qwen3-moe` only."""
 
+    all_to_all: str | None = None
+    """`--moe-a2a-backend`: what it would have combined stands in the experts' output."""
+
     def __post_init__(self) -> None:
         if len(self.tokens) != self.layout.attention_groups:
             raise ValueError(f"{self.layout} has {self.layout.attention_groups} attention groups")
@@ -88,6 +91,8 @@ class Case:
             parts.append("capture" + "_".join(map(str, self.capture)))
         if self.deepstack:
             parts.append("deepstack")
+        if self.all_to_all:
+            parts.append(self.all_to_all)
         return "-".join(parts)
 
     def to_json(self) -> dict[str, Any]:

@@ -160,11 +160,17 @@ def make_model(
     weights: Sequence[Mapping[str, Tensor]],
     *,
     with_features: bool,
+    combined: bool = False,
 ) -> Any:
-    """The real model, with this rank's share of the weights in the layers of its stage."""
+    """The real model, with this rank's share of the weights in the layers of its stage.
+
+    Unless its experts are `combined`: then each rank has what an all-to-all would bring back to it.
+    """
     description = MODELS[model]
-    module = importlib.import_module(description.module)
+    module: Any = importlib.import_module(description.module)
     setattr(module, description.attention, _Attention)
+    if combined:
+        module.get_moe_impl_class = lambda *_, **__: _CombinedExperts
     name = description.name
     if with_features:
         source, name = description.with_features
@@ -173,7 +179,9 @@ def make_model(
     instance.norm = _Sum()
     for number, layer in own_layers(instance).items():
         _load(layer, weights[number])
-        if hasattr(layer.mlp, "experts"):
+        if combined:
+            layer.mlp.experts.weights = weights[number]
+        elif hasattr(layer.mlp, "experts"):
             _map_experts_on_cpu(layer.mlp.experts)
     return instance
 
@@ -241,6 +249,23 @@ class _Attention(torch.nn.Module):  # type: ignore[misc]
 
     def prepare_qkv_latent(self, *_: Any) -> None:
         raise NotImplementedError("there is no latent here")
+
+
+class _CombinedExperts(torch.nn.Module):  # type: ignore[misc]
+    """Experts behind an all-to-all: of its own tokens a rank gets back the sum over all experts."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+        self.weights: Mapping[str, Tensor] = {}
+
+    def forward(self, hidden_states: Tensor, topk_output: Any) -> Tensor:
+        result = torch.zeros_like(hidden_states)
+        for expert in range(len(self.weights["router"])):
+            gate, up, down = (self.weights[f"experts.{n}"][expert] for n in ("gate", "up", "down"))
+            shares = (topk_output.topk_weights * (topk_output.topk_ids == expert)).sum(-1)
+            output = torch.nn.functional.silu(hidden_states @ gate.T) * (hidden_states @ up.T)
+            result += shares[:, None] * (output @ down.T)
+        return result
 
 
 def _as_sglang_reads_it(config: Mapping[str, Any]) -> SimpleNamespace:

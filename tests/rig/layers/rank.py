@@ -46,7 +46,13 @@ def run(case: Case, rank: int, rendezvous: str, checkpoint: str) -> RankReport:
 
     config = configure(case.model, case.layers)
     weights = [make_weights(config, kind, seed) for seed, kind in enumerate(case.layers)]
-    model = make_model(case.model, config, weights, with_features=case.deepstack)
+    model = make_model(
+        case.model,
+        config,
+        weights,
+        with_features=case.deepstack,
+        combined=case.all_to_all is not None,
+    )
     if case.capture:
         capture(case.model, model, config, case.capture)
     if case.layout.attn_cp > 1:
@@ -139,6 +145,10 @@ def _start_runtime(
         server_args,
         SimpleNamespace(hidden_size=hidden_size, dtype=torch.float32, hf_config=SimpleNamespace()),
     )
+    if case.all_to_all is not None:
+        # Every server has some; nothing of it is read where experts stay where they are.
+        location: Any = importlib.import_module("sglang.srt.eplb.expert_location")
+        location.set_global_expert_location_metadata(SimpleNamespace())
     recorder.instrument(state.GroupCoordinator)
     if case.fusion:
         fusion.enable(recorder)
@@ -175,6 +185,10 @@ def _server_args(case: Case, checkpoint: str) -> Any:
     for name, value in wanted.items():
         if (made := _decided(server_args, name)) != value:
             raise AssertionError(f"sglang made {name} {made}, not {value}")
+    if case.all_to_all is not None:
+        # Given at first, it would look for GPUs and for packages.
+        _decide(server_args, "moe_a2a_backend", case.all_to_all)
+        _decide(server_args, "ep_dispatch_algorithm", None)
     # It switches this off by itself where there is no GPU.
     if hasattr(server_args, "flashinfer_allreduce_fusion_backend"):
         backend = "trtllm" if case.fusion else None

@@ -1,0 +1,85 @@
+"""``37199-gpt-oss-double-reduce``: the block of each release, asked whether it all-reduces."""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import itertools
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from published import after, plan_for, tree
+
+from sglang_commfix.engine.fingerprint import find_scope
+from sglang_commfix.engine.register import load
+
+
+PATCH = "37199-gpt-oss-double-reduce"
+AFFECTED = load()[PATCH].affected_releases
+MODULE, SCOPE = "sglang.srt.models.gpt_oss", "GptOssSparseMoeBlock.forward_normal"
+UTILS = "sglang.srt.layers.moe.utils"
+CASES = tuple(itertools.product((1, 2), (False, True), (False, True)))
+
+pytestmark = pytest.mark.releases
+
+
+class Rows:
+    """Hidden states, as far as the block looks at them."""
+
+    shape = (3, 8)
+
+    def view(self, *_: int) -> Rows:
+        return self
+
+
+def reductions(release: str, words: str, monkeypatch: pytest.MonkeyPatch) -> dict[Any, int]:
+    """By TP size, fusion, and whether the communicator adds up."""
+    planned = plan_for(release, words).modules.get(MODULE)
+    source = after(planned) if planned else tree(release).source(MODULE)
+    assert source is not None
+    found = find_scope(ast.parse(source.text), SCOPE)
+    assert isinstance(found, ast.FunctionDef)
+    code = compile(
+        ast.Module([found], []), MODULE, "exec", __future__.annotations.compiler_flag, True
+    )
+    result = {}
+    for tp, fusion, scatters in CASES:
+        utils, seen = ModuleType(UTILS), []
+        vars(utils)["should_use_dp_reduce_scatterv"] = lambda scatters=scatters: scatters
+        monkeypatch.setitem(sys.modules, UTILS, utils)
+
+        def all_reduce(rows: Rows, seen: list[Rows] = seen) -> Rows:
+            seen.append(rows)
+            return rows
+
+        names: dict[str, Any] = {
+            "tensor_model_parallel_all_reduce": all_reduce,
+            "is_in_piecewise_cuda_graph": lambda: False,
+            "is_in_tc_piecewise_cuda_graph": lambda: False,
+            "get_forward": lambda fusion=fusion: SimpleNamespace(fuse_mlp_allreduce=fusion),
+        }
+        exec(code, names)
+        block = SimpleNamespace(
+            tp_size=tp,
+            hidden_size=8,
+            router=lambda rows: (rows, None),
+            topk=lambda rows, logits: None,
+            experts=lambda rows, topk: rows,
+        )
+        arguments = (fusion,) if "should_allreduce_fusion" in ast.unparse(found.args) else ()
+        names[found.name](block, Rows(), *arguments)
+        result[tp, fusion, scatters] = len(seen)
+    return result
+
+
+@pytest.mark.parametrize("release", AFFECTED)
+def test_it_does_not_where_the_communicator_adds_up(
+    release: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = reductions(release, "0", monkeypatch)
+    patched = reductions(release, PATCH, monkeypatch)
+
+    assert before == {case: int(case[0] > 1 and not case[1]) for case in CASES}
+    assert patched == before | {(2, False, True): 0}
