@@ -1,0 +1,150 @@
+"""``26923-hicache-writing-check`` on real ranks over gloo, with the real cache: see ``rig.hicache``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from published import RELEASES
+from rig.environment import Environment, ensure
+from rig.hicache import run_ranks
+from rig.releases import LAYERS
+
+from sglang_commfix.engine.register import load
+
+
+pytestmark = pytest.mark.servers
+
+PATCH = "26923-hicache-writing-check"
+# Between them they have every form of the function that is edited.
+SHOWN = ("0.5.9", "0.5.12.post1", "0.5.13")
+AFFECTED = [r for r in RELEASES if load()[PATCH].affected.contains(r, True)]
+OTHERS = [release for release in AFFECTED if release in LAYERS and release not in SHOWN]
+
+COMMON = {"kind": "queues", "cache": "HiRadixCache"}
+
+# Seconds in which no rank begins a step: where a hang is expected, and where none is.
+HANGS, GOES_ON = 5, 90
+
+# Rank 0 has a write under way, which then arrives; the others have none.
+ALONE = [[[["write", 1]], *[[]] * 3], [[["done", 1]], *[[]] * 3], [[]] * 4]
+AGREED = {"seed": 1, "steps": 500, "fails": 0.0, "rest": 5}
+SOAK = {"seed": 1, "steps": 2000, "fails": 0.2, "rest": 12}
+
+# In the second stage of two, the second rank of two writes nothing at first.
+STAGES = [
+    [[["write", 1]], [["write", 1]], [["write", 1]], []],
+    [[["done", 1]], [["done", 1]], [["done", 1]], []],
+    [[["write", 2]], [["write", 2]], [["write", 2]], [["write", 2]]],
+    [[["done", 2]], [["done", 2]], [["done", 2]], [["done", 2]]],
+    [[], [], [], []],
+]
+
+
+def scenarios(stall: float = GOES_ON) -> list[dict[str, Any]]:
+    return [
+        *({**COMMON, "world": world, "stall": stall, "script": ALONE} for world in (2, 4)),
+        *(
+            {**COMMON, "world": world, "stall": stall, "drawn": SOAK, "tell_all": False}
+            for world in (2, 4)
+        ),
+    ]
+
+
+def tree(world: int, seed: int, stall: float = GOES_ON) -> dict[str, Any]:
+    """Rank 0's host pool holds 1.05 times the device pool, the others' three times."""
+    return {
+        "kind": "trees", "world": world, "seed": seed, "steps": 1500, "stall": stall,
+        "size": 160, "ratios": [1.05, 3.0], "prompts": 16, "fails": [0.05, 0.0],
+    }  # fmt: skip
+
+
+class TestUnpatched:
+    @pytest.mark.parametrize("release", SHOWN)
+    def test_a_rank_without_writes_begins_the_next_step_and_the_other_waits_in_the_all_reduce(
+        self, release: str, environment: Environment, tmp_path: Path
+    ) -> None:
+        for first, *others in run_ranks(
+            release, scenarios(HANGS)[:2], environment=environment, folder=tmp_path
+        ):
+            assert first["stands"][0] == "all_reduce"
+            assert "writing_check" in first["stands"]
+            for other in others:
+                assert other["stands"][0] == "broadcast"
+                assert "recv_requests" in other["stands"]
+
+    @pytest.mark.parametrize("release", SHOWN)
+    def test_a_whole_cache_whose_host_pool_is_short_on_one_rank_hangs(
+        self, release: str, environment: Environment, tmp_path: Path
+    ) -> None:
+        asked = [tree(2, 1, HANGS)]
+        (found,) = run_ranks(release, asked, environment=environment, folder=tmp_path)
+        innermost = {rank["stands"][0] for rank in found}
+        assert innermost == {"all_reduce", "broadcast"}
+        assert any("check_hicache_events" in rank["stands"] for rank in found)
+
+
+class TestPatched:
+    @pytest.mark.parametrize("release", SHOWN)
+    def test_all_ranks_go_on_and_come_to_rest_without_a_write_under_way(
+        self, release: str, environment: Environment, tmp_path: Path
+    ) -> None:
+        goes_on(release, environment, tmp_path)
+
+    @pytest.mark.parametrize("release", SHOWN)
+    def test_a_whole_cache_goes_on_and_comes_to_rest_without_a_lock(
+        self, release: str, environment: Environment, tmp_path: Path
+    ) -> None:
+        asked = [tree(world, seed) for world in (2, 4) for seed in (1, 2, 3)]
+        for found in run_ranks(
+            release, asked, environment=environment, folder=tmp_path, patches=PATCH
+        ):
+            assert {rank["ongoing"] for rank in found} == {0}
+            assert len({rank["entered"] for rank in found}) == 1
+            assert found[0]["failed"] > 10
+            for rank in found:
+                # 0.5.13 counts loads in the same way, with a rank that has none holding back the
+                # others: what they have loaded may stay locked.
+                assert rank["protected"] == 0 or (release == "0.5.13" and rank["loading"])
+
+    def test_a_pipeline_stage_that_has_begun_fewer_writes_goes_on(
+        self, environment: Environment, tmp_path: Path
+    ) -> None:
+        asked = [{**COMMON, "world": 4, "stall": GOES_ON, "stages": 2, "script": STAGES}]
+        (found,) = run_ranks(
+            "0.5.13", asked, environment=environment, folder=tmp_path, patches=PATCH
+        )
+        for rank in found[:3]:
+            assert rank["acked"] == [[], [1], [], [2], []]
+        assert found[3]["acked"] == [[], [], [], [2], []]
+
+
+def test_where_all_ranks_write_the_same_each_step_is_as_upstream_has_it(
+    environment: Environment, tmp_path: Path
+) -> None:
+    asked = [{**COMMON, "world": 4, "stall": GOES_ON, "drawn": AGREED, "tell_all": False}]
+    environment = ensure([*SHOWN, "0.5.17"])
+    (theirs,) = run_ranks("0.5.17", asked, environment=environment, folder=tmp_path)
+    assert len({rank["acked"] for rank in theirs}) == 1
+    for release in SHOWN:
+        (ours,) = run_ranks(release, asked, environment=environment, folder=tmp_path, patches=PATCH)
+        assert ours == theirs
+
+
+@pytest.mark.servers_full
+@pytest.mark.parametrize("release", OTHERS)
+def test_every_other_affected_release_goes_on_as_well(release: str, tmp_path: Path) -> None:
+    goes_on(release, ensure([release]), tmp_path)
+
+
+def goes_on(release: str, environment: Environment, folder: Path) -> None:
+    found = run_ranks(release, scenarios(), environment=environment, folder=folder, patches=PATCH)
+    for first, *others in found[:2]:
+        assert first["acked"] == [[], [1], []]
+        assert all(other["acked"] == [[], [], []] for other in others)
+    for soaked in found[2:]:
+        assert [rank["ongoing"] for rank in soaked] == [[]] * len(soaked)
+        assert [rank["waited"] for rank in soaked] == [0] * len(soaked)
+        assert {rank["entered"] for rank in soaked} == {2012}
+        assert len({rank["written"] for rank in soaked}) > 1

@@ -1,0 +1,188 @@
+"""`writing_check` of HiCache's caches, as it stands in a release, on ranks that are simulated.
+
+Up to its all-reduce the function changes nothing. So each rank is asked twice: first what it brings
+to the all-reduce, or whether it returns without; then, with what the ranks have agreed on, to the end.
+No torch, no process: every release in both forms takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+from published import after, plan_for, tree
+
+from sglang_commfix.engine.fingerprint import find_scope, parse
+
+
+NEUTRAL = 2**31 - 1
+ENDS = 12  # steps behind a script in which nothing is begun
+
+
+class EnteredError(Exception):
+    """A rank has come to the all-reduce, with this."""
+
+
+@dataclass
+class Tensor:
+    value: int
+
+    def item(self) -> int:
+        return self.value
+
+
+@dataclass
+class Copy:
+    done: bool = False
+    waited: bool = False
+
+    def query(self) -> bool:
+        return self.done
+
+    def synchronize(self) -> None:
+        self.waited |= not self.done
+
+
+def torch_with(all_reduce: Callable[..., None]) -> Any:
+    return SimpleNamespace(
+        int="int32",
+        tensor=lambda value, dtype, device: Tensor(value),
+        iinfo=lambda dtype: SimpleNamespace(max=NEUTRAL),
+        distributed=SimpleNamespace(
+            all_reduce=all_reduce, ReduceOp=SimpleNamespace(MIN="min"), get_world_size=None
+        ),
+    )
+
+
+@cache
+def text_of(release: str, module: str, scope: str, select: str | None) -> str:
+    if select is None:
+        syntax = tree(release).tree(module)
+        assert syntax is not None
+    else:
+        syntax = parse(after(plan_for(release, select).modules[module]))
+    function = find_scope(syntax, scope)
+    assert isinstance(function, ast.FunctionDef)
+    function = ast.parse(textwrap.dedent(ast.unparse(function))).body[0]  # a copy
+    assert isinstance(function, ast.FunctionDef)
+    for argument in function.args.args:
+        argument.annotation = None
+    function.returns = None
+    return ast.unparse(function)
+
+
+@dataclass
+class Rank:
+    """One rank's cache: what is under way, and what it has acknowledged."""
+
+    text: str
+    world: int
+    scope: str
+    copies: dict[int, Copy] = field(default_factory=dict)
+    acked: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cache: Any = SimpleNamespace(
+            cache_controller=SimpleNamespace(ack_write_queue=[]),
+            ongoing_write_through={},
+            enable_storage=False,
+            pp_rank=0,
+            tp_world_size=self.world,
+            tp_group=None,
+            dec_lock_ref=lambda node, *_: self.acked.append(node),
+            _record_store_event=lambda *_, **__: None,
+            _finish_write_through_ack=self._finish,
+            _all_reduce=self._reduce,
+            _all_reduce_attn_groups=self._reduce,
+        )
+        self._agreed: int | None = None
+        medium = SimpleNamespace(CPU="cpu")
+        logger = SimpleNamespace(debug=lambda _: None)
+        names = {"torch": torch_with(self._reduce), "StorageMedium": medium, "logger": logger}
+        exec(self.text, names)
+        self._writing_check: Any = names["writing_check"]
+
+    def _finish(self, node: int, **_: Any) -> None:
+        self.cache.ongoing_write_through.pop(node)
+        self.acked.append(node)
+
+    def _reduce(self, tensor: Tensor, op: str, group: object = None) -> None:
+        if self.world == 1:
+            return
+        assert op == "min"
+        if self._agreed is None:
+            raise EnteredError(tensor.value)
+        tensor.value = self._agreed
+
+    def write(self, node: int) -> None:
+        self.copies[node] = copy = Copy()
+        self.cache.cache_controller.ack_write_queue.append((None, copy, [node]))
+        unified = self.scope.startswith("Unified")
+        self.cache.ongoing_write_through[node] = (node, None) if unified else node
+
+    def brings(self) -> int | None:
+        """Return what this rank brings to the all-reduce; None: it returns without."""
+        self._agreed = None
+        try:
+            self._writing_check(self.cache)
+        except EnteredError as entered:
+            value: int = entered.args[0]
+            return value
+        return None
+
+    def goes_on(self, agreed: int) -> list[int]:
+        """Return what it acknowledges."""
+        before = len(self.acked)
+        self._agreed = agreed
+        self._writing_check(self.cache)
+        return self.acked[before:]
+
+
+class HangError(Exception):
+    """Some ranks are in the all-reduce, and the others have returned."""
+
+
+def ranks(release: str, module: str, scope: str, select: str | None, world: int) -> list[Rank]:
+    text = text_of(release, module, scope, select)
+    return [Rank(text, world, scope) for _ in range(world)]
+
+
+def step(group: list[Rank]) -> list[list[int]]:
+    """Let every rank call `writing_check`; return what each has acknowledged."""
+    brought = [rank.brings() for rank in group]
+    entered = [value for value in brought if value is not None]
+    if not entered:
+        return [[] for _ in group]
+    if len(entered) < len(group):
+        raise HangError(brought)
+    return [rank.goes_on(min(entered)) for rank in group]
+
+
+def soak(group: list[Rank], *, seed: int, steps: int, fails: float) -> Iterator[list[list[int]]]:
+    """Yield what is acknowledged in each step.
+
+    All ranks try to write the same nodes. Each fails by itself, and its copies arrive when they do.
+    """
+    common = random.Random(seed)
+    own = [random.Random(seed * 1000 + rank) for rank in range(len(group))]
+    under_way: list[list[Copy]] = [[] for _ in group]
+    node = 0
+    for number in range(steps + ENDS):
+        tried = common.choice((0, 0, 1, 1, 2, 3)) if number < steps else 0
+        for at, rank in enumerate(group):
+            for one in range(node, node + tried):
+                if own[at].random() >= fails:
+                    rank.write(one)
+                    under_way[at].append(rank.copies[one])
+            done = own[at].randint(0, 2) if number < steps else len(under_way[at])
+            for copy in under_way[at][:done]:
+                copy.done = True
+            del under_way[at][:done]
+        node += tried
+        yield step(group)
