@@ -392,12 +392,14 @@ class Register:
         The first for launches as such, each further one for those of its words: ``("0.5.21", "with
         pipeline stages")``. ``None``: no release yet.
         """
-        found: list[tuple[str | None, str]] = [(patch.fixed_in, "")]
-        for beside in patch.beside:
-            other = self[beside.id]
-            if patch.fixed_in is None or not other.is_fixed_in(patch.fixed_in):
-                found.append((other.fixed_in, beside.when))
-        return tuple(found)
+        known = patch.fingerprints.releases
+        fixed = [release for release in known if patch.is_fixed_in(release)]
+        found = {"": next(iter(fixed), None)}
+        for when in dict.fromkeys(beside.when for beside in patch.beside):
+            met = {r for b in patch.beside if b.when == when for r in self[b.id].affected_releases}
+            found[when] = next((release for release in fixed if release not in met), None)
+        first = found[""]
+        return tuple((r, when) for when, r in found.items() if not when or r != first)
 
     def drop(self, patch: Patch) -> str:
         """Say when an entry can go."""

@@ -107,22 +107,23 @@ def test_an_entry_can_go_where_no_fault_meets_its_launches_any_more(
         {"id": "3-earlier", "when": "with experts"},
         {"id": "4-open", "when": "with a draft"},
     ]
-    unmended = patch("4-open")
+    unmended = patch("4-open", affected=">=1.1")
     del unmended["fixed_in"]
+    upstream.releases["1.4"] = upstream.releases["1.3"]
     register = upstream.register(
         tmp_path,
         patch(beside=beside),
-        patch("2-later", fixed_in="2.0"),
+        patch("2-later", affected=">=1.1,<1.4", fixed_in="1.4"),
         patch("3-earlier", fixed_in="1.3"),
         unmended,
     )
 
     assert register.safe(register["1-guard"]) == (
         ("1.3", ""),
-        ("2.0", "with stages"),
+        ("1.4", "with stages"),
         (None, "with a draft"),
     )
     assert register.drop(register["1-guard"]) == (
-        "When sglang is 1.3 or newer; with stages, 2.0; with a draft, not yet."
+        "When sglang is 1.3 or newer; with stages, 1.4; with a draft, not yet."
     )
     assert register.drop(register["4-open"]) == "Not yet: no release has a fix."
