@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import json
 import logging
 import os
+import random
 import signal
 import sys
 import tempfile
@@ -44,8 +46,13 @@ FUSION = (
 )
 
 
-def take(file: str, names: typing.Collection[str], namespace: dict[str, Any]) -> None:
+def take(file: str, names: tuple[str, ...], namespace: dict[str, Any]) -> None:
     """Run the definitions of `names` as they stand in the file, without decorators."""
+    exec(_definitions(file, names), namespace)
+
+
+@functools.cache
+def _definitions(file: str, names: tuple[str, ...]) -> types.CodeType:
     taken: list[ast.stmt] = []
     for node in ast.parse(Path(file).read_text()).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name in names:
@@ -56,7 +63,7 @@ def take(file: str, names: typing.Collection[str], namespace: dict[str, Any]) ->
                 if isinstance(inner, ast.FunctionDef) and f"{node.name}.{inner.name}" in names:
                     inner.decorator_list = []
                     taken.append(inner)
-    exec(compile(ast.Module(taken, []), file, "exec"), namespace)
+    return compile(ast.Module(taken, []), file, "exec")
 
 
 class Group:
@@ -97,9 +104,9 @@ class FlashInfer:
 
     AllReduceFusionPattern = SimpleNamespace(kARResidualRMSNorm=1)
 
-    def __init__(self, world: list[list[int]], failing: list[int]) -> None:
-        self._kernel = Group(world, Rank.id)
-        self._meeting = Group(world, Rank.id)
+    def __init__(self, kernel: Group, meeting: Group, failing: list[int]) -> None:
+        self._kernel = kernel
+        self._meeting = meeting
         self._failing = failing
         self.fused = 0
         self.tried = 0
@@ -169,6 +176,7 @@ class Scene(typing.NamedTuple):
     behind_attention: what the calls say about the group.
     addition: there is something to be added to the residual.
     calls: how many calls there are.
+    states: if any, so many states are drawn, and what they have in common is returned.
     limit: seconds after which a rank that is still at it hangs.
     """
 
@@ -182,20 +190,51 @@ class Scene(typing.NamedTuple):
     behind_attention: bool = True
     addition: bool = False
     calls: int = 1
+    states: int = 0
     limit: float = 30.0
 
 
-def enact(scene: Scene) -> Any:
-    """Return what this rank found, call by call, and what it used for it."""
+class Groups(typing.NamedTuple):
+    """Those of one layout, and the two in which a fused call over some of them meets."""
+
+    tp: Group
+    ep: Group
+    moe_tp: Group
+    kernel: Group
+    meeting: Group
+
+
+def lay_out(scene: Scene) -> Groups:
     everyone = [list(range(scene.world))]
-    by_expert = [list(range(start, scene.world, scene.world // scene.expert))
-                 for start in range(scene.world // scene.expert)]  # fmt: skip
     width = scene.world // scene.expert
+    by_expert = [list(range(start, scene.world, width)) for start in range(width)]
     by_slice = [list(range(start, start + width)) for start in range(0, scene.world, width)]
-    tp, ep, moe_tp = (Group(sets, Rank.id) for sets in (everyone, by_expert, by_slice))
-    fused_over = ep if ep.world_size > 1 else moe_tp
     over = everyone if scene.behind_attention else (by_expert if scene.expert > 1 else by_slice)
-    comm = None if scene.missing else FlashInfer(over, scene.failing)
+    return Groups(*(Group(sets, Rank.id) for sets in (everyone, by_expert, by_slice, over, over)))
+
+
+def soak(scene: Scene) -> Any:
+    """Enact as many states as are asked for, drawn by a seed that all ranks share."""
+    groups = lay_out(scene)
+    chance = random.Random(scene.states)
+    worst, fused, plain = 0.0, 0, 0
+    for _ in range(scene.states):
+        failing = [rank for rank in range(scene.world) if chance.random() < 0.3]
+        state = scene._replace(
+            failing=failing, apart=chance.random() < 0.2, addition=chance.random() < 0.5,
+            missing=chance.random() < 0.1, calls=chance.randint(1, 3),
+        )  # fmt: skip
+        found = enact(state, groups)
+        worst = max(worst, *(max(one["norm"], one["residual"]) for one in found["calls"]))
+        fused, plain = fused + found["fused"], plain + found["plain"]
+    return {"worst": worst, "fused": fused, "plain": plain}
+
+
+def enact(scene: Scene, groups: Groups | None = None) -> Any:
+    """Return what this rank found, call by call, and what it used for it."""
+    tp, ep, moe_tp, kernel, meeting = groups or lay_out(scene)
+    fused_over = ep if ep.world_size > 1 else moe_tp
+    comm = None if scene.missing else FlashInfer(kernel, meeting, scene.failing)
     fusion = _fusion(scene, comm, tp, ep, moe_tp, fused_over)
 
     torch.manual_seed(0)
@@ -363,7 +402,7 @@ def _be(folder: Path, rank: int, scene: Scene) -> None:
     try:
         store = dist.FileStore(str(folder / "rendezvous"), scene.world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=scene.world)
-        found = enact(scene)
+        found = soak(scene) if scene.states else enact(scene)
     except BaseException:
         found = {"error": traceback.format_exc()}
     answer.with_suffix(".partial").write_text(json.dumps(found))
