@@ -34,7 +34,7 @@ RELEASES = {
     **_by_version("5.3.0", "0.5.10.post1"),
     **_by_version(None, "0.5.11", "0.5.12.post1"),
     **_by_version("5.8.1", "0.5.13"),
-    **_by_version("5.12.1", "0.5.17", "0.5.20"),
+    **_by_version("5.12.1", "0.5.16", "0.5.17", "0.5.20"),
 }
 
 # The environment has enough for these to run a model's layers alone: see `layers/`.

@@ -143,36 +143,44 @@ def _use_absorbed_mla(handlers: ModuleType) -> None:
     handlers.AttentionBackendRegistry.register("torch_native", handlers._dispatch_mla_subtype)
 
 
-def _honour_expert_parallelism(native: Any) -> None:
-    """The CPU's expert loop takes all experts to be local; under EP, id -1 is one elsewhere."""
+def _complete_expert_loop(native: Any) -> None:
+    """The CPU's expert loop takes all experts to be local; under EP, id -1 is one elsewhere.
+
+    And up to 0.5.10 it takes them to have no biases, which those of GPT-OSS have.
+    """
     all_experts_are_local = native.moe_forward_native
+    knows_biases = hasattr(native, "swiglu_gpt_oss_sigmoid_alpha")
+    functional: Any = importlib.import_module("torch.nn.functional")
 
     def moe_forward_native(layer: Any, x: Any, topk_output: Any, moe_runner_config: Any) -> Any:
         weights, ids = topk_output.topk_weights, topk_output.topk_ids
-        if not bool((ids < 0).any()) and len(layer.w13_weight) == layer.num_experts:
+        has_biases = getattr(layer, "w13_weight_bias", None) is not None
+        are_local = not bool((ids < 0).any()) and len(layer.w13_weight) == layer.num_experts
+        if are_local and (knows_biases or not has_biases):
             return all_experts_are_local(layer, x, topk_output, moe_runner_config)
         assert moe_runner_config.activation == "silu"
-        functional = importlib.import_module("torch.nn.functional")
-        w13_bias, w2_bias = (getattr(layer, f"{w}_weight_bias", None) for w in ("w13", "w2"))
         result = x.new_zeros(x.shape)
         for expert, (w13, w2) in enumerate(zip(layer.w13_weight, layer.w2_weight, strict=True)):
             tokens, slots = (ids == expert).nonzero(as_tuple=True)
-            both = functional.linear(
-                x[tokens], w13, w13_bias[expert] if w13_bias is not None else None
-            )
-            if w13_bias is not None:
-                active = native.swiglu_gpt_oss_sigmoid_alpha(
-                    both, moe_runner_config.gemm1_alpha, moe_runner_config.gemm1_clamp_limit
-                )
+            if has_biases:
+                both = functional.linear(x[tokens], w13, layer.w13_weight_bias[expert])
+                active = _swiglu_of_gpt_oss(both, moe_runner_config)
+                output = functional.linear(active, w2, layer.w2_weight_bias[expert])
             else:
-                gate, up = both.chunk(2, dim=-1)
-                active = functional.silu(gate) * up
-            output = functional.linear(active, w2, w2_bias[expert] if w2_bias is not None else None)
+                gate, up = functional.linear(x[tokens], w13).chunk(2, dim=-1)
+                output = functional.linear(functional.silu(gate) * up, w2)
             share = weights[tokens, slots].unsqueeze(-1).to(output.dtype)
             result.index_add_(0, tokens, output * share)
         return result
 
     native.moe_forward_native = moe_forward_native
+
+
+def _swiglu_of_gpt_oss(both: Any, moe_runner_config: Any) -> Any:
+    """Of gate and up, which take turns."""
+    limit = moe_runner_config.gemm1_clamp_limit
+    gate, up = both[..., ::2].clamp(max=limit), both[..., 1::2].clamp(-limit, limit)
+    return gate * (gate * moe_runner_config.gemm1_alpha).sigmoid() * (up + 1)
 
 
 def _keep_expert_map_off_cuda(standard: Any) -> None:
@@ -249,7 +257,7 @@ _SHIMS: dict[str, Shim] = {
     "sglang.srt.layers.attention.torch_native_backend": _complete_torch_native_backend,
     "sglang.srt.layers.utils.cp_utils": _keep_context_parallelism_on_the_cpu,
     "sglang.srt.models.deepseek_common.attention_backend_handler": _use_absorbed_mla,
-    "sglang.srt.layers.moe.fused_moe_native": _honour_expert_parallelism,
+    "sglang.srt.layers.moe.fused_moe_native": _complete_expert_loop,
     "sglang.srt.layers.moe.token_dispatcher.standard": _keep_expert_map_off_cuda,
     "sglang.srt.distributed.device_communicators.pynccl": _replace_pynccl,
 }
