@@ -11,7 +11,7 @@ TP_2_PP_2 = Layout(tp=2, pp=2)
 PROOFS = (
     Proof(Case(TP_2_PP_2, (6,), layers="DSSS", fusion=True)),
     Proof(Case(TP_2_PP_2, (3,), layers="DDDD", forward="decode", fusion=True)),
-    Proof(Case(TP_2_PP_2, (5,), "gpt-oss", "SSSS", fusion=True), releases=">=0.5.9"),
+    Proof(Case(TP_2_PP_2, (5,), "gpt-oss", "SSSS", fusion=True), releases=">=0.5.11"),
     Proof(glm4_moe(TP_2_PP_2, (5,), layers="DSSS", fusion=True), releases=">=0.5.6"),
     # From 0.5.14 on the model reduces before it sends.
     Proof(Case(TP_2_PP_2, (5,), "qwen3-moe", "SSSS", fusion=True), releases=">=0.5.6,<0.5.14"),
