@@ -38,7 +38,7 @@ STEPS = 3
 SEQUENCES = 1024
 LENGTH = 28
 PROMPT = 8
-MEMORY = 0.5
+MEMORY = float(os.environ.get("MEMORY", "0.5"))
 SHARE = 0.6
 """Of what the MLPs of capture_ranks.py add: a target without any training is hard to foresee."""
 
@@ -296,4 +296,4 @@ if __name__ == "__main__":
     if sys.argv[1] in inside:
         inside[sys.argv[1]](json.loads(sys.argv[2]))
     else:
-        main(sys.argv[1], sys.argv[2], int(os.environ.get("UPDATES", "3000")))
+        main(sys.argv[1], sys.argv[2], int(os.environ.get("UPDATES", "600")))
