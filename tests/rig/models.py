@@ -29,6 +29,12 @@ Weights = dict[str, tuple[tuple[int, ...], bytes]]
 VOCABULARY = 512
 _BYTES = 256
 _SPECIAL = {"<pad>": 256, "<s>": 257, "</s>": 258}
+_VISION = {
+    "<|image_pad|>": 259,
+    "<|vision_start|>": 260,
+    "<|vision_end|>": 261,
+    "<|video_pad|>": 262,
+}
 
 _COMMON: Config = {
     "vocab_size": VOCABULARY,
@@ -101,6 +107,45 @@ CONFIGS: dict[str, Config] = {
     },
 }
 
+# Features of the first three of its vision encoder's layers are added behind the first three layers.
+CONFIGS["qwen3-vl-moe"] = {
+    "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+    "model_type": "qwen3_vl_moe",
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+    "bos_token_id": _SPECIAL["<s>"],
+    "eos_token_id": _SPECIAL["</s>"],
+    "image_token_id": _VISION["<|image_pad|>"],
+    "video_token_id": _VISION["<|video_pad|>"],
+    "vision_start_token_id": _VISION["<|vision_start|>"],
+    "vision_end_token_id": _VISION["<|vision_end|>"],
+    "text_config": {
+        **{k: v for k, v in CONFIGS["qwen3-moe"].items() if k != "architectures"},
+        "model_type": "qwen3_vl_moe_text",
+        "num_hidden_layers": 5,
+        "rope_scaling": {
+            "rope_type": "default",
+            "mrope_section": [8, 4, 4],
+            "mrope_interleaved": True,
+        },
+    },
+    "vision_config": {
+        "model_type": "qwen3_vl_moe",
+        "depth": 4,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "in_channels": 3,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": _COMMON["hidden_size"],
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1, 2],
+        "hidden_act": "gelu_pytorch_tanh",
+    },
+}
+
 
 def ensure_model(name: str, folder: Path) -> Path:
     """Write the checkpoint into a folder of its own in `folder` unless it is there already."""
@@ -129,9 +174,17 @@ def write_model(name: str, folder: Path) -> None:
         folder / "generation_config.json",
         {key: config[key] for key in ("bos_token_id", "eos_token_id")},
     )
-    _write_tokenizer(folder)
-    weights = _Weights(config)
-    write = {"deepseek_v3": _deepseek_v3, "qwen3_moe": _qwen3_moe}[config["model_type"]]
+    special = _SPECIAL
+    if "vision_config" in config:
+        special = _SPECIAL | _VISION
+        _write_processors(folder, config["vision_config"])
+    _write_tokenizer(folder, special)
+    weights = _Weights(config.get("text_config", config))
+    write = {
+        "deepseek_v3": _deepseek_v3,
+        "qwen3_moe": _qwen3_moe,
+        "qwen3_vl_moe": _qwen3_vl_moe,
+    }[config["model_type"]]
     write(weights, config)
     _write_safetensors(folder / "model.safetensors", weights.tensors)
 
@@ -153,6 +206,17 @@ class _Weights:
     def bias(self, name: str, size: int) -> None:
         self._add(name, (size,), 0.0, 0.01)
 
+    def linear(self, name: str, rows: int, columns: int) -> None:
+        self.matrix(name + ".weight", rows, columns, deviation=0.12)
+        self.bias(name + ".bias", rows)
+
+    def layer_norm(self, name: str, size: int) -> None:
+        self.norm(name + ".weight", size)
+        self.bias(name + ".bias", size)
+
+    def stack(self, name: str, *shape: int, deviation: float = 0.08) -> None:
+        self._add(name, shape, 0.0, deviation)
+
     def gated_mlp(self, prefix: str, size: int) -> None:
         self.matrix(prefix + "gate_proj.weight", size, self.hidden)
         self.matrix(prefix + "up_proj.weight", size, self.hidden)
@@ -164,14 +228,14 @@ class _Weights:
         self.tensors[name] = (shape, _bfloat16(values))
 
 
-def _frame(weights: _Weights, config: Config) -> Iterator[tuple[int, str]]:
-    """What both models share; yields every layer with its prefix for the rest."""
+def _frame(weights: _Weights, config: Config, model: str = "model.") -> Iterator[tuple[int, str]]:
+    """What all models share; yields every layer with its prefix for the rest."""
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    weights.matrix("model.embed_tokens.weight", vocabulary, hidden, deviation=1.0)
+    weights.matrix(model + "embed_tokens.weight", vocabulary, hidden, deviation=1.0)
     weights.matrix("lm_head.weight", vocabulary, hidden, deviation=0.3)
-    weights.norm("model.norm.weight", hidden)
+    weights.norm(model + "norm.weight", hidden)
     for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}."
+        prefix = f"{model}layers.{layer}."
         weights.norm(prefix + "input_layernorm.weight", hidden)
         weights.norm(prefix + "post_attention_layernorm.weight", hidden)
         yield layer, prefix
@@ -207,18 +271,54 @@ def _deepseek_v3(weights: _Weights, config: Config) -> None:
         weights.gated_mlp(mlp + "shared_experts.", size * config["n_shared_experts"])
 
 
-def _qwen3_moe(weights: _Weights, config: Config) -> None:
+def _qwen3_attention(weights: _Weights, attention: str, config: Config) -> None:
     hidden, size = config["hidden_size"], config["head_dim"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    weights.matrix(attention + "q_proj.weight", heads * size, hidden)
+    weights.matrix(attention + "k_proj.weight", kv_heads * size, hidden)
+    weights.matrix(attention + "v_proj.weight", kv_heads * size, hidden)
+    weights.matrix(attention + "o_proj.weight", hidden, heads * size)
+    weights.norm(attention + "q_norm.weight", size)
+    weights.norm(attention + "k_norm.weight", size)
+
+
+def _qwen3_moe(weights: _Weights, config: Config) -> None:
     for _, prefix in _frame(weights, config):
-        attention = prefix + "self_attn."
-        weights.matrix(attention + "q_proj.weight", heads * size, hidden)
-        weights.matrix(attention + "k_proj.weight", kv_heads * size, hidden)
-        weights.matrix(attention + "v_proj.weight", kv_heads * size, hidden)
-        weights.matrix(attention + "o_proj.weight", hidden, heads * size)
-        weights.norm(attention + "q_norm.weight", size)
-        weights.norm(attention + "k_norm.weight", size)
+        _qwen3_attention(weights, prefix + "self_attn.", config)
         _experts(weights, prefix + "mlp.", config["num_experts"], config["moe_intermediate_size"])
+
+
+def _qwen3_vl_moe(weights: _Weights, config: Config) -> None:
+    text, vision = config["text_config"], config["vision_config"]
+    hidden, size = text["hidden_size"], text["moe_intermediate_size"]
+    for _, prefix in _frame(weights, text, "model.language_model."):
+        _qwen3_attention(weights, prefix + "self_attn.", text)
+        weights.matrix(prefix + "mlp.gate.weight", text["num_experts"], hidden, deviation=0.3)
+        experts = prefix + "mlp.experts."
+        weights.stack(experts + "gate_up_proj", text["num_experts"], hidden, 2 * size)
+        weights.stack(experts + "down_proj", text["num_experts"], size, hidden)
+    visual, width, merged = "model.visual.", vision["hidden_size"], 4 * vision["hidden_size"]
+    patch = (vision["in_channels"], vision["temporal_patch_size"], *[vision["patch_size"]] * 2)
+    weights.stack(visual + "patch_embed.proj.weight", width, *patch)
+    weights.bias(visual + "patch_embed.proj.bias", width)
+    weights.matrix(visual + "pos_embed.weight", vision["num_position_embeddings"], width)
+    for block in range(vision["depth"]):
+        prefix = f"{visual}blocks.{block}."
+        weights.layer_norm(prefix + "norm1", width)
+        weights.layer_norm(prefix + "norm2", width)
+        weights.linear(prefix + "attn.qkv", 3 * width, width)
+        weights.linear(prefix + "attn.proj", width, width)
+        weights.linear(prefix + "mlp.linear_fc1", vision["intermediate_size"], width)
+        weights.linear(prefix + "mlp.linear_fc2", width, vision["intermediate_size"])
+    mergers = [("merger.", width)]
+    mergers += [
+        (f"deepstack_merger_list.{number}.", merged)
+        for number in range(len(vision["deepstack_visual_indexes"]))
+    ]
+    for name, normed in mergers:
+        weights.layer_norm(visual + name + "norm", normed)
+        weights.linear(visual + name + "linear_fc1", merged, merged)
+        weights.linear(visual + name + "linear_fc2", vision["out_hidden_size"], merged)
 
 
 def _bfloat16(values: array[float]) -> bytes:
@@ -243,8 +343,25 @@ def _write_safetensors(path: Path, tensors: Weights) -> None:
         file.writelines(data for _, data in tensors.values())
 
 
-def _write_tokenizer(folder: Path) -> None:
-    vocabulary = {letter: index for index, letter in enumerate(_byte_alphabet())} | _SPECIAL
+def _write_processors(folder: Path, vision: Config) -> None:
+    """What cuts images and videos into patches."""
+    common = {
+        "processor_class": "Qwen3VLProcessor",
+        "patch_size": vision["patch_size"],
+        "temporal_patch_size": vision["temporal_patch_size"],
+        "merge_size": vision["spatial_merge_size"],
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "size": {"shortest_edge": 1024, "longest_edge": 65536},
+    }
+    image = {"image_processor_type": "Qwen2VLImageProcessorFast", **common}
+    video = {"video_processor_type": "Qwen3VLVideoProcessor", **common}
+    _write_json(folder / "preprocessor_config.json", image)
+    _write_json(folder / "video_preprocessor_config.json", video)
+
+
+def _write_tokenizer(folder: Path, special: dict[str, int]) -> None:
+    vocabulary = {letter: index for index, letter in enumerate(_byte_alphabet())} | special
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     _write_json(
         folder / "tokenizer.json",
@@ -257,7 +374,7 @@ def _write_tokenizer(folder: Path) -> None:
                     "id": index, "content": content, "special": True, "normalized": False,
                     "single_word": False, "lstrip": False, "rstrip": False,
                 }
-                for content, index in _SPECIAL.items()
+                for content, index in special.items()
             ],
             "normalizer": None,
             "pre_tokenizer": {**byte_level, "use_regex": True},
@@ -279,6 +396,7 @@ def _write_tokenizer(folder: Path) -> None:
             "bos_token": "<s>",
             "eos_token": "</s>",
             "model_max_length": 2048,
+            "chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}",
         },
     )
 
