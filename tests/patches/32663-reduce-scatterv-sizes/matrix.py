@@ -8,7 +8,5 @@ from rig.expected import MODELS, TP4_DP2_EP2, UNPATCHED, Exceptions, Expected, O
 _REDUCE_SCATTERV = Expected(Outcome.DIES, "assert len(sizes) == world_size")
 
 EXCEPTIONS = (
-    Exceptions(
-        _REDUCE_SCATTERV, (TP4_DP2_EP2,), ("0.5.11", "0.5.12.post1"), MODELS, (UNPATCHED,)
-    ),
+    Exceptions(_REDUCE_SCATTERV, (TP4_DP2_EP2,), ("0.5.11", "0.5.12.post1"), MODELS, (UNPATCHED,)),
 )
