@@ -93,6 +93,8 @@ class Rank:
             ongoing_write_through={},
             enable_storage=False,
             pp_rank=0,
+            pp_size=1,
+            attn_cp_group=None,
             tp_world_size=self.world,
             tp_group=None,
             dec_lock_ref=lambda node, *_: self.acked.append(node),

@@ -1,10 +1,10 @@
 """The ranks of a tensor-parallel group, each with a cache of the release, over gloo.
 
 Started with the rig's Python: imports sglang once, then forks the ranks of each scenario. There are
-two kinds. In `queues` only `writing_check` is the release's: a script says what each rank has begun
+three kinds. In `queues` only `writing_check` is the release's: a script says what each rank has begun
 to write, and what has arrived. In `trees` the whole cache is: tree, allocator, device and host pools,
-controller. What a GPU would do is replaced: a copy moves nothing, and its event is done so many steps
-later as a rank's own generator says.
+controller. `cost` times the first. What a GPU would do is replaced: a copy moves nothing, and its event
+is done so many steps later as a rank's own generator says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib
 import json
 import random
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from datetime import timedelta
@@ -155,6 +156,19 @@ def queues(scenario: dict[str, Any], begin_step: Callable[[], None]) -> dict[str
         "entered": ENTERED["all_reduce"],
         "written": len(queue.copies),
     }
+
+
+def cost(scenario: dict[str, Any], begin_step: Callable[[], None]) -> dict[str, Any]:
+    """Time `writing_check` where nothing is under way: microseconds a call, the fastest of batches."""
+    queue = Queue(scenario["cache"], Groups(1))
+    fastest = float("inf")
+    for _ in range(50):
+        begin_step()
+        started = time.perf_counter()
+        for _ in range(200):
+            queue.cache.writing_check()
+        fastest = min(fastest, (time.perf_counter() - started) / 200)
+    return {"microseconds": round(fastest * 1e6, 2), "entered": ENTERED["all_reduce"]}
 
 
 def hash_of(acked: list[list[int]]) -> str:
@@ -408,6 +422,9 @@ def trees(scenario: dict[str, Any], begin_step: Callable[[], None]) -> dict[str,
 # ---------------------------------------------------------------- ranks
 
 
+KINDS = {"queues": queues, "cost": cost, "trees": trees}
+
+
 def run(scenario: dict[str, Any]) -> list[Any]:
     """Return what each rank has found, or where it stands."""
 
@@ -419,8 +436,7 @@ def run(scenario: dict[str, Any]) -> list[Any]:
             timeout=timedelta(seconds=600),
         )  # fmt: skip
         dist.all_reduce = count_all_reduce
-        kind = queues if scenario["kind"] == "queues" else trees
-        return kind(scenario, begin_step)
+        return KINDS[scenario["kind"]](scenario, begin_step)
 
     return forked.run(scenario["world"], body, scenario["stall"])
 
