@@ -18,6 +18,7 @@ from sglang_commfix import __version__
 from sglang_commfix.engine.errors import AnchorError, SourceError
 from sglang_commfix.engine.fingerprint import find_scope
 from sglang_commfix.engine.register import parsed
+from sglang_commfix.engine.reliance import is_denial
 from sglang_commfix.engine.rewrite import anchors_in, find_anchor
 
 
@@ -167,10 +168,26 @@ class _Statements:
         return self._tree.stands(clause).form in clause.forms(self._known)
 
     def _has_new_text(self, edit: Edit) -> bool:
-        """Tell whether the new text is in the scope, in whatever form."""
+        """Tell whether the new text is where the edit puts it, in whatever form.
+
+        Beside an anchor that is kept, denials may stand between the two: those of other entries.
+        """
         tree = self._tree.tree(edit.target.module)
         scope = tree and find_scope(tree, edit.target.scope)
-        return scope is not None and bool(anchors_in(scope, edit.added))
+        if scope is None:
+            return False
+        new = anchors_in(scope, edit.added)
+        if not edit.keeps:
+            return bool(new)
+        pairs = [(old, one) for old in anchors_in(scope, edit.anchor) for one in new]
+        if edit.operation == "before":
+            pairs = [(one, old) for old, one in pairs]
+        return any(
+            first.suite is second.suite
+            and first.stop <= second.start
+            and all(map(is_denial, first.suite[first.stop : second.start]))
+            for first, second in pairs
+        )
 
     def _is_sound(self, clause: Clause) -> bool:
         """Tell whether a clause is there, and nothing that an edit replaces stands beside it."""
@@ -191,22 +208,7 @@ class _Statements:
             return tree is not None and len(anchors_in(tree, edit.added)) == 1
         if not edit.keeps and self._still(edit, edit.added):
             return False
-        return self._is_there(edit.made(self._patch.id)) and self._is_beside(edit)
-
-    def _is_beside(self, edit: Edit) -> bool:
-        """Tell whether new text that leaves its anchor stands on its side of it.
-
-        Text of other entries may stand between the two: theirs may have the same anchor.
-        """
-        tree = self._tree.tree(edit.target.module)
-        scope = tree and find_scope(tree, edit.target.scope)
-        if not edit.keeps or scope is None:
-            return scope is not None
-        old, new = anchors_in(scope, edit.anchor), anchors_in(scope, edit.added)
-        if len(old) != 1 or len(new) != 1 or old[0].suite is not new[0].suite:
-            return False
-        first, second = (old, new) if edit.operation == "after" else (new, old)
-        return first[0].stop <= second[0].start
+        return self._is_there(edit.made(self._patch.id)) and self._has_new_text(edit)
 
     def _odd(self, variant: Variant) -> Iterator[str]:
         """Yield what keeps ``variant`` of the fault from being there."""

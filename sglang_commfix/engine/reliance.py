@@ -323,6 +323,11 @@ def _only_value(added: Sequence[Placed]) -> str | None:
     return returns.pop() if len(returns) == 1 else None
 
 
+def is_denial(statement: ast.stmt) -> bool:
+    """Tell whether all that a statement does is to return a constant, under a condition."""
+    return isinstance(statement, ast.If) and _only_value(list(place([statement]))) is not None
+
+
 def _touches(bound: Path, read: Path) -> bool:
     """Tell whether binding one path may change what reading the other gives."""
     short = min(len(bound), len(read))

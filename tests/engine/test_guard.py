@@ -351,6 +351,18 @@ class TestPatchedOnDisk:
         if made.modules and "before" in place:
             assert made.modules[MODULE].after.decode() == both
 
+    @pytest.mark.parametrize("between", ["", "pass\n        "])
+    def test_the_same_text_elsewhere_in_the_function_is_not_what_a_patch_has_put_in(
+        self, tmp_path: Path, between: str
+    ) -> None:
+        guard = f"if self.scattered:\n            return False\n        {between}"
+        text = FAULTY.replace("size = batch", f"{guard}size = batch")
+        upstream = Upstream()
+        upstream.releases |= {version: {MODULE: dedented(text)} for version in ("1.1", "1.2")}
+        register = upstream.register(tmp_path / "patches", patch())
+
+        assert decided(register, tmp_path, text) == "apply"
+
     def test_a_damaged_file_of_another_patch_does_not_hide_it(
         self, tmp_path: Path, upstream: Upstream, faulty: Path
     ) -> None:
