@@ -6,6 +6,7 @@ Which release has a fault, and which it is, comes from the register; what shows 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +95,9 @@ SINCE_0_5_11 = (
     qwen3_moe(TP_2, (5,), layers="SSSS", capture=(0, 1), fusion=True),
     qwen3_moe(TP_2, (5,), layers="SSSS", deepstack=True),
 )
+
+# Releases on which entries are tried alone and in pairs: on each of these many have their faults.
+COMBINED = ("0.5.12.post1", "0.5.17")
 
 # For the default run: unequal tokens, none at all, and both padding modes.
 SOME_RELEASES = ("0.5.10.post1", "0.5.11")
@@ -201,6 +205,37 @@ def test_the_output_is_wrong_without_the_patch_and_right_with_it(
 
     assert without.error > FAULT
     assert patched.error < ROUNDING, patched
+
+
+def combinations() -> list[Run]:
+    """Each entry of a release alone, and every pair, on the first case of each entry that has one."""
+    runs = []
+    for release in COMBINED:
+        first = {
+            entry: next(p.case for p in of_entry if release in affected(entry, p.releases))
+            for entry, of_entry in declared("layers.py", "PROOFS")
+            if is_on_by_default(entry)
+            and any(p.is_repair and release in affected(entry, p.releases) for p in of_entry)
+        }
+        for selected in (*itertools.combinations(first, 1), *itertools.combinations(first, 2)):
+            words = ",".join(selected)
+            wanted = tuple((words, case) for case in first.values())
+            runs.append(Run(release, wanted, words, by_default=False))
+    return runs
+
+
+@each(combinations())
+def test_whatever_is_selected_mends_its_own_faults_and_no_other(
+    observe: LayerObserver, run: Run
+) -> None:
+    for words, case in run.wanted:
+        mended = any(
+            case in [proof.case for proof in of_entry]
+            for entry, of_entry in declared("layers.py", "PROOFS")
+            if words is not None and entry in words.split(",")
+        )
+        error = observe(run.release, words, case).error
+        assert (error < ROUNDING) if mended else (error > FAULT), (str(case), error)
 
 
 @each(proofs(repairs=False))
