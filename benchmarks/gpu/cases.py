@@ -27,12 +27,23 @@ COMMON: dict[str, Any] = {
 EAGER = {"disable_cuda_graph": True}
 STAGES = {"tp_size": 2, "pp_size": 2}
 POOL = {"tp_size": 2, "moe_dense_tp_size": 1, "max_running_requests": 3}
+POOL_OF_GROUPS = {
+    "tp_size": 4,
+    "dp_size": 2,
+    "enable_dp_attention": True,
+    "max_running_requests": 6,
+}
 HYBRID = {"tp_size": 4, "ep_size": 2}
+DATA_PARALLEL = {"dp_size": 2, "ep_size": 2, "enable_dp_attention": True}
+TRITON_EXPERTS = {"moe_runner_backend": "triton"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One setup. ``entry`` is the patch it shows; without one it is a reference on one rank."""
+    """One setup. ``entry`` is the patch it shows, or ``none`` where nothing may change.
+
+    Without an entry it is a reference on one rank.
+    """
 
     name: str
     release: str
@@ -50,21 +61,27 @@ class Case:
         return int(self.flags.get("tp_size", 1)) * int(self.flags.get("pp_size", 1))
 
 
+def own(model: str) -> dict[str, Any]:
+    """Return the flags that a model needs in every case."""
+    return dict(TRITON_EXPERTS) if model == "gpt-oss" else {}
+
+
 def one_rank(release: str, model: str) -> Case:
-    return Case(f"{model}-tp1-{release}", release, model, {"tp_size": 1})
+    return Case(f"{model}-tp1-{release}", release, model, {"tp_size": 1, **own(model)})
 
 
 def captured(release: str, model: str) -> list[Case]:
     """EAGLE-3: the states captured for a draft."""
     hooks = {"GPU_CAPTURE": "1"}
+    flags = {**EAGER, **own(model)}
     alone = f"eagle3-{model}-tp1-{release}"
     return [
-        Case(alone, release, model, {"tp_size": 1, **EAGER}, hooks=hooks, together=False),
+        Case(alone, release, model, {"tp_size": 1, **flags}, hooks=hooks, together=False),
         Case(
             f"eagle3-{model}-tp2-{release}",
             release,
             model,
-            {"tp_size": 2, **EAGER},
+            {"tp_size": 2, **flags},
             "eagle3-partial-sums",
             alone,
             hooks,
@@ -91,7 +108,7 @@ def deepstack(release: str) -> list[Case]:
     ]
 
 
-def stages(release: str, model: str, seconds: float = 240.0) -> Case:
+def stages(release: str, model: str) -> Case:
     """Two pipeline stages of two ranks."""
     return Case(
         f"stages-{model}-{release}",
@@ -100,7 +117,6 @@ def stages(release: str, model: str, seconds: float = 240.0) -> Case:
         STAGES,
         "28619-pipeline-stage-fusion",
         f"{model}-tp1-{release}",
-        seconds=seconds,
     )
 
 
@@ -111,6 +127,18 @@ def pool(release: str) -> Case:
         release,
         "deepseek-v3",
         POOL,
+        "triton-pool-alignment",
+        f"deepseek-v3-tp1-{release}",
+    )
+
+
+def pool_variant(release: str, name: str, flags: dict[str, Any]) -> Case:
+    """The same without CUDA graphs, or with a pool for each group of DP attention."""
+    return Case(
+        f"pool-{name}-{release}",
+        release,
+        "deepseek-v3",
+        flags,
         "triton-pool-alignment",
         f"deepseek-v3-tp1-{release}",
     )
@@ -155,24 +183,73 @@ def one_fails(release: str) -> Case:
     )
 
 
+def gpt_oss(release: str) -> Case:
+    """DP attention, every expert on one rank."""
+    return Case(
+        f"gpt-oss-{release}",
+        release,
+        "gpt-oss",
+        {"tp_size": 2, **DATA_PARALLEL, **own("gpt-oss")},
+        "37199-gpt-oss-double-reduce",
+        f"gpt-oss-tp1-{release}",
+        {"GPU_EXPERTS": "1"},
+    )
+
+
+def groups_of_ranks(release: str) -> Case:
+    """DP attention, two ranks in each of its groups."""
+    return Case(
+        f"groups-{release}",
+        release,
+        "deepseek-v3",
+        {"tp_size": 4, **DATA_PARALLEL},
+        "32663-reduce-scatterv-sizes",
+        f"deepseek-v3-tp1-{release}",
+    )
+
+
+def healthy(release: str, model: str) -> Case:
+    """What no entry helps: the same to the bit, and as many fused calls."""
+    return Case(
+        f"healthy-{model}-{release}",
+        release,
+        model,
+        {"tp_size": 2},
+        "none",
+        f"{model}-tp1-{release}",
+    )
+
+
 CASES: tuple[Case, ...] = (
     *captured("0.5.12.post1", "deepseek-v3"),
+    *captured("0.5.12.post1", "gpt-oss"),
     *captured("0.5.17", "glm4-moe"),
     *(case for release in ("0.5.12.post1", "0.5.14", "0.5.17") for case in deepstack(release)),
     *(
         one_rank(release, "deepseek-v3")
-        for release in ("0.5.10.post1", "0.5.11", "0.5.12.post1", "0.5.17")
+        for release in ("0.5.10.post1", "0.5.11", "0.5.12.post1", "0.5.14", "0.5.17")
     ),
     *(one_rank(release, "qwen3-moe") for release in ("0.5.11", "0.5.12.post1", "0.5.17")),
-    stages("0.5.11", "deepseek-v3", 150.0),
+    *(one_rank(release, "gpt-oss") for release in ("0.5.11", "0.5.12.post1", "0.5.17")),
+    *(gpt_oss(release) for release in ("0.5.11", "0.5.12.post1", "0.5.17")),
+    *(groups_of_ranks(release) for release in ("0.5.11", "0.5.12.post1")),
+    stages("0.5.10.post1", "deepseek-v3"),
+    stages("0.5.11", "deepseek-v3"),
     stages("0.5.12.post1", "deepseek-v3"),
+    stages("0.5.14", "deepseek-v3"),
     stages("0.5.17", "deepseek-v3"),
     stages("0.5.12.post1", "qwen3-moe"),
-    *(pool(release) for release in ("0.5.10.post1", "0.5.11", "0.5.12.post1", "0.5.17")),
+    *(pool(release) for release in ("0.5.10.post1", "0.5.11", "0.5.12.post1", "0.5.14", "0.5.17")),
+    pool_variant("0.5.12.post1", "eager", {**POOL, **EAGER}),
+    pool_variant("0.5.12.post1", "groups", POOL_OF_GROUPS),
     hybrid("0.5.11", "qwen3-moe"),
     hybrid("0.5.17", "qwen3-moe"),
     declined("0.5.12.post1"),
     declined("0.5.17"),
     one_fails("0.5.12.post1"),
     one_fails("0.5.17"),
+    healthy("0.5.12.post1", "qwen3-moe"),
+    healthy("0.5.12.post1", "deepseek-v3"),
+    healthy("0.5.17", "qwen3-moe"),
+    healthy("0.5.17", "deepseek-v3"),
 )

@@ -17,6 +17,7 @@ from cases import CASES, COMMON, LENGTHS, Case
 
 Answers = list[dict[str, Any]]
 STEPS = 3
+WAYS = ("one_by_one", "together")
 
 
 def read(file: Path) -> Any:
@@ -46,7 +47,7 @@ def agreement(mine: Answers, theirs: Answers) -> str:
 
 def compared(case: Case, mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for way in ("one_by_one", "together"):
+    for way in WAYS:
         if way not in mine or way not in theirs:
             continue
         apart = differences(mine[way], theirs[way])
@@ -123,6 +124,15 @@ def summary(folder: Path) -> dict[str, Any]:
             line |= {"hooks": case.hooks, "against": case.against, **outcome}
             counts = sorted((folder / f"{name}.d").glob("fused-*.json"))
             line["fused_calls"] = [(read(c)["calls"], read(c)["declined"]) for c in counts]
+            other = read(folder / f"{case.name}-unpatched.json") if arm == "patched" else None
+            if mine and other:
+                same = all(mine[way] == other[way] for way in WAYS if way in mine)
+                line["identical_to_unpatched"] = same
+            text = read(folder / f"{case.model}-tp1-{case.release}.json")
+            if mine and text and "GPU_DEEPSTACK" in case.hooks:
+                line["mean_of_fed_against_text_alone"] = round(
+                    statistics.fmean(differences(mine[WAYS[0]], text[WAYS[0]], middle=True)), 4
+                )
             if mine and reference:
                 line |= compared(case, mine, reference)
                 if "GPU_CAPTURE" in case.hooks:

@@ -91,6 +91,31 @@ CONFIGS: dict[str, Config] = {
         "rope_scaling": None,
         "partial_rotary_factor": 0.5,
     },
+    "gpt-oss": {
+        **COMMON,
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "attention_bias": True,
+        "intermediate_size": 768,
+        "num_local_experts": 16,
+        "swiglu_limit": 7.0,
+        "sliding_window": 128,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+        "router_aux_loss_coef": 0.001,
+        "output_router_logits": False,
+    },
     "qwen3-moe": {
         **COMMON,
         "architectures": ["Qwen3MoeForCausalLM"],
@@ -161,11 +186,41 @@ class Checkpoint:
         self.norm(f"{name}.q_norm", size)
         self.norm(f"{name}.k_norm", size)
 
+    def attention_with_sinks(self, name: str) -> None:
+        """Add GPT-OSS's attention, with biases."""
+        c = self.config
+        heads = {"q_proj": c["num_attention_heads"], "k_proj": c["num_key_value_heads"]}
+        for part, count in {**heads, "v_proj": heads["k_proj"]}.items():
+            self.linear(f"{name}.{part}", count * c["head_dim"], HIDDEN)
+            bias = normal(f"{name}.{part}.bias", (count * c["head_dim"],), 0.02)
+            self.weights[f"{name}.{part}.bias"] = bias
+        self.linear(f"{name}.o_proj", HIDDEN, heads["q_proj"] * c["head_dim"], 2.0)
+        self.weights[f"{name}.o_proj.bias"] = normal(f"{name}.o_proj.bias", (HIDDEN,), 0.02)
+        self.weights[f"{name}.sinks"] = normal(f"{name}.sinks", (heads["q_proj"],), 1.0)
+
+    def stacked_experts(self, name: str) -> None:
+        """Add GPT-OSS's router and experts, all experts in one tensor."""
+        experts, inner = self.config["num_local_experts"], self.config["intermediate_size"]
+        self.linear(f"{name}.router", experts, HIDDEN, 2.0)
+        shapes: dict[str, tuple[tuple[int, ...], float]] = {
+            "router.bias": ((experts,), 0.02),
+            "experts.gate_up_proj": ((experts, HIDDEN, 2 * inner), 1.5 / HIDDEN**0.5),
+            "experts.gate_up_proj_bias": ((experts, 2 * inner), 0.02),
+            "experts.down_proj": ((experts, inner, HIDDEN), 1.0 / inner**0.5),
+            "experts.down_proj_bias": ((experts, HIDDEN), 0.02),
+        }
+        for part, (shape, deviation) in shapes.items():
+            self.weights[f"{name}.{part}"] = normal(f"{name}.{part}", shape, deviation)
+
     def layer(self, index: int) -> None:
         """Add a decoder layer."""
         c, name = self.config, f"model.layers.{index}"
         self.norm(f"{name}.input_layernorm", HIDDEN)
         self.norm(f"{name}.post_attention_layernorm", HIDDEN)
+        if "num_local_experts" in c:
+            self.attention_with_sinks(f"{name}.self_attn")
+            self.stacked_experts(f"{name}.mlp")
+            return
         attention = self.latent_attention if "kv_lora_rank" in c else self.attention
         attention(f"{name}.self_attn")
         if index < c.get("first_k_dense_replace", 0):

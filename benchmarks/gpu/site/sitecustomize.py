@@ -10,6 +10,9 @@
 ``GPU_DECLINE=all``   FlashInfer's kernel declines every call, on every rank.
 ``GPU_DECLINE=1``     rank 1 gets no workspace in the first call, the others get theirs.
 
+``GPU_EXPERTS=1``     GPT-OSS in bfloat16: a rank loads its own experts only, where sglang would
+                      have each load all of them and fail.
+
 NVLink multicast stays off throughout: on a shared host it can put GPUs out of service. Another
 ``sitecustomize`` further back on the path is run as well.
 """
@@ -38,6 +41,7 @@ FUSED = os.environ.get("GPU_FUSED", "")
 CAPTURE = os.environ.get("GPU_CAPTURE", "")
 DEEPSTACK = os.environ.get("GPU_DEEPSTACK", "")
 DECLINE = os.environ.get("GPU_DECLINE", "")
+EXPERTS = os.environ.get("GPU_EXPERTS", "")
 CAPTURED_LAYERS = [0, 1, 2]
 
 os.environ.update(
@@ -233,12 +237,28 @@ def _logits(module: ModuleType) -> None:
     module.LogitsProcessor.forward = keep
 
 
+def _experts(module: Any) -> None:
+    load = module.FusedMoE.weight_loader_fused
+
+    def weight_loader_fused(
+        self: Any, param: Any, loaded_weight: Any, *rest: Any, **named: Any
+    ) -> None:
+        own = param.shape[0]
+        if loaded_weight.shape[0] == own * self.moe_ep_size:
+            loaded_weight = loaded_weight[own * self.moe_ep_rank :][:own]
+        load(self, param, loaded_weight, *rest, **named)
+
+    module.FusedMoE.weight_loader_fused = weight_loader_fused
+
+
 HOOKS: dict[str, Callable[[ModuleType], None]] = {}
 if SHARED:
     HOOKS["sglang.srt.managers.scheduler"] = _scheduler
     HOOKS["flashinfer.comm.mnnvl"] = _mnnvl
 if FUSED:
     HOOKS["sglang.srt.layers.flashinfer_comm_fusion"] = _fusion
+if EXPERTS:
+    HOOKS["sglang.srt.layers.moe.fused_moe_triton.layer"] = _experts
 if CAPTURE or DEEPSTACK:
     HOOKS["sglang.srt.model_executor.model_runner"] = _model_runner
 if CAPTURE:
