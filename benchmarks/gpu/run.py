@@ -124,7 +124,7 @@ class Runner:
             )
         self.live.append(Run(case, name, process, time.time()))
 
-    def end(self, run: Run, late: bool) -> None:
+    def end(self, run: Run, late: bool, over: bool) -> None:
         """End what is left of it, and write down how it went."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(run.process.pid, signal.SIGKILL)
@@ -134,8 +134,8 @@ class Runner:
         log = (self.out / f"{run.name}.log").read_text("utf-8", errors="replace").splitlines()
         answered = (self.out / f"{run.name}.json").exists()
         outcome: dict[str, Any] = {"outcome": "answers" if answered else "dies"}
-        if late and not answered:
-            outcome = {"outcome": "hangs", "seconds": round(seconds)}
+        if (late or over) and not answered:
+            outcome = {"outcome": "hangs" if late else "cut off", "seconds": round(seconds)}
             ready = any("ASK: ready" in line for line in log)
             outcome["where"] = "with the first prompts" if ready else "at start"
         if not answered:
@@ -172,9 +172,9 @@ class Runner:
             for run in list(self.live):
                 file = self.out / f"{run.name}.json"
                 done = file.exists() and time.time() - file.stat().st_mtime > SETTLE
-                late = time.time() - run.start > run.case.seconds or left < 0
-                if run.process.poll() is not None or done or late:
-                    self.end(run, late)
+                late = time.time() - run.start > run.case.seconds
+                if run.process.poll() is not None or done or late or left < 0:
+                    self.end(run, late, left < 0)
         for case, arm in todo:
             print(f"left out: {case.name} {arm}", flush=True)
 
