@@ -213,7 +213,7 @@ def _patch_text(patch: PatchReport) -> list[str]:
             known = edit.as_in or "no published release"
             found = "absent" if edit.fingerprint is None else f"{edit.fingerprint}, as in {known}"
         lines.append(f"      {edit.file}{line}  {what}{found}".rstrip())
-    return lines
+    return list(dict.fromkeys(lines))  # two edits of one function have one place
 
 
 def _wrapped(text: str) -> list[str]:

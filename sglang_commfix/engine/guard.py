@@ -159,8 +159,9 @@ class _Statements:
         if version is None or not self._patch.affected.contains(version, True):
             return None
         gone = [name for name in self._patch.modules if self._tree.source(name) is None]
-        edited = [edit.target.module for edit in self._patch.edits_for(str(version))]
-        if not set(gone) & set(edited):
+        edited = {edit.target.module for edit in self._patch.edits_for(str(version))}
+        other_side = {clause.target.module for clause in self._patch.faulty_in(str(version))}
+        if not set(gone) & (edited | other_side):
             return None
         return f"sglang {version} should have {', '.join(gone)}, and has not. Reinstall sglang"
 

@@ -323,6 +323,10 @@ class Patch:
         """Return the edits that ``release`` takes."""
         return tuple(edit for edit in self.edits if edit.releases.contains(release, True))
 
+    def faulty_in(self, release: str) -> tuple[Clause, ...]:
+        """Return what has to be there in ``release`` beside what is edited."""
+        return tuple(one for one in self.faulty if one.releases.contains(release, True))
+
     def variants(self) -> tuple[Variant, ...]:
         """Return the distinct sets of edits that affected releases take, and what shows the fault.
 
@@ -330,10 +334,7 @@ class Patch:
         """
         return tuple(
             dict.fromkeys(
-                Variant(
-                    self.edits_for(release),
-                    tuple(one for one in self.faulty if one.releases.contains(release, True)),
-                )
+                Variant(self.edits_for(release), self.faulty_in(release))
                 for release in self.affected_releases
             )
         )

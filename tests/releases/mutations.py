@@ -63,7 +63,7 @@ def windows_line_ends(text: str, _chance: random.Random) -> str:
 
 
 def no_final_newline(text: str, _chance: random.Random) -> str:
-    return text.rstrip("\n")
+    return text.rstrip("\r\n")
 
 
 def tabs(text: str, _chance: random.Random) -> str:

@@ -131,6 +131,8 @@ def test_every_name_in_the_new_text_is_bound_where_it_is_put(release: str) -> No
             bound |= _bound(table) if table.get_type() == "function" else set()
             for added in edit.added:
                 own = {n.arg for n in ast.walk(added) if isinstance(n, ast.arg)}
+                loops = [n.target for n in ast.walk(added) if isinstance(n, ast.comprehension)]
+                own |= {n.id for loop in loops for n in ast.walk(loop) if _stores(n)}
                 loaded = {n.id for n in ast.walk(added) if _loads(n)}
                 if edit.operation == "append":
                     own |= {n.id for n in ast.walk(added) if _stores(n)} | _imported(added)

@@ -33,7 +33,11 @@ COMMUNICATOR = "sglang.srt.layers.communicator"
 RUNNER = "sglang.srt.model_executor.model_runner"
 # Thousands of lines, each of them formatted and compiled for every example.
 LARGE = {RUNNER, "sglang.srt.server_args", "sglang.srt.distributed.parallel_state"}
-TARGETS = sorted({t for patch in load().patches for t in patch.targets if t.module not in LARGE})
+TARGETS = sorted(
+    target
+    for target in {target for patch in load().patches for target in patch.targets}
+    if target.module not in LARGE and tree(RELEASE).fingerprint(target) is not None
+)
 IDS = [patch.id for patch in load().patches]
 # For each entry, the releases at which something changes: first, last, and beside each border.
 BORDERS = {
@@ -63,6 +67,9 @@ def plan_for(texts: dict[str, str], allow: Collection[str] = ()) -> Plan:
     for name in parsed()._trees.keys() - texts.keys():
         edited._sources[name] = parsed()._sources[name]
         edited._trees[name] = parsed()._trees[name]
+    for key, stands in parsed()._stands.items():
+        if key.partition(" ")[0].partition(":")[0] not in texts:
+            edited._stands[key] = stands
     return select(sglang, Settings("all"), make_lock(load(), edited, allow), "engine")
 
 
