@@ -15,7 +15,13 @@ from sglang_commfix.engine.register import Register
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what goes beyond the default run, unless `-m` asks for it."""
+    """Leave out what goes beyond the default run, unless `-m` asks for it.
+
+    What proves an entry is about what releases hold, and shown on one Python.
+    """
+    for item in items:
+        if Path(__file__).parent / "patches" in item.path.parents:
+            item.add_marker(pytest.mark.one_python)
     if "servers_full" in config.option.markexpr:
         return
     left_out = [item for item in items if item.get_closest_marker("servers_full")]

@@ -55,7 +55,7 @@ def by_engine(release: str, module: str, patches: tuple[str, ...]) -> bytes:
 
 
 def selections(release: str) -> list[str]:
-    """Each entry alone, every set of those that edit one module, all, and 500 drawn by chance."""
+    """Each entry alone, every set of those that edit one module, all, and 100 drawn by chance."""
     chance = random.Random(24785)
     editing: dict[str, list[str]] = {}
     for name, finding in findings(release).items():
@@ -68,7 +68,7 @@ def selections(release: str) -> list[str]:
         for names in itertools.combinations(beside, count)
     ]
     drawn = []
-    for _ in range(500):
+    for _ in range(100):
         words = chance.sample(IDS, chance.randint(1, len(IDS)))
         words += [f"-{name}" for name in chance.sample(IDS, chance.randint(0, 2))]
         words += chance.sample(["1", "all"], chance.randint(0, 1))
