@@ -78,7 +78,9 @@ def test_unpatched_a_newer_flashinfer_takes_the_memory_of_other_ranks(ranks: Ran
         assert peers != own_groups(layout)
 
 
-@pytest.mark.parametrize("version", [PINNED, WITH_GROUP])
+@pytest.mark.parametrize(
+    "version", [PINNED, pytest.param(WITH_GROUP, marks=pytest.mark.servers_full)]
+)
 def test_patched_every_rank_gets_the_memory_of_those_that_it_reduces_with(
     ranks: Ranks, version: str
 ) -> None:

@@ -22,6 +22,11 @@ SHOWN = ("0.5.9", "0.5.12.post1", "0.5.13")
 AFFECTED = [r for r in RELEASES if load()[PATCH].affected.contains(r, True)]
 OTHERS = [release for release in AFFECTED if release in LAYERS and release not in SHOWN]
 
+each_shown = pytest.mark.parametrize(
+    "release",
+    [*(pytest.param(one, marks=pytest.mark.servers_full) for one in SHOWN[:-1]), SHOWN[-1]],
+)
+
 COMMON = {"kind": "queues", "cache": "HiRadixCache"}
 
 # Seconds in which no rank begins a step: where a hang is expected, and where none is.
@@ -61,7 +66,7 @@ def tree(world: int, seed: int, stall: float = GOES_ON) -> dict[str, Any]:
 
 
 class TestUnpatched:
-    @pytest.mark.parametrize("release", SHOWN)
+    @each_shown
     def test_a_rank_without_writes_begins_the_next_step_and_the_other_waits_in_the_all_reduce(
         self, release: str, environment: Environment, tmp_path: Path
     ) -> None:
@@ -74,7 +79,7 @@ class TestUnpatched:
                 assert other["stands"][0] == "broadcast"
                 assert "recv_requests" in other["stands"]
 
-    @pytest.mark.parametrize("release", SHOWN)
+    @each_shown
     def test_a_whole_cache_whose_host_pool_is_short_on_one_rank_hangs(
         self, release: str, environment: Environment, tmp_path: Path
     ) -> None:
@@ -86,13 +91,14 @@ class TestUnpatched:
 
 
 class TestPatched:
-    @pytest.mark.parametrize("release", SHOWN)
+    @each_shown
     def test_all_ranks_go_on_and_come_to_rest_without_a_write_under_way(
         self, release: str, environment: Environment, tmp_path: Path
     ) -> None:
         goes_on(release, environment, tmp_path)
 
-    @pytest.mark.parametrize("release", SHOWN)
+    @pytest.mark.servers_full
+    @each_shown
     def test_a_whole_cache_goes_on_and_comes_to_rest_without_a_lock(
         self, release: str, environment: Environment, tmp_path: Path
     ) -> None:
@@ -108,6 +114,7 @@ class TestPatched:
                 # others: what they have loaded may stay locked.
                 assert rank["protected"] == 0 or (release == "0.5.13" and rank["loading"])
 
+    @pytest.mark.servers_full
     def test_a_pipeline_stage_that_has_begun_fewer_writes_goes_on(
         self, environment: Environment, tmp_path: Path
     ) -> None:

@@ -38,7 +38,7 @@ SCENES: dict[str, dict[str, Any]] = {
 each_release = pytest.mark.parametrize(
     "release",
     [
-        pytest.param(one, marks=[] if one in {"0.5.11", "0.5.23"} else [pytest.mark.servers_full])
+        pytest.param(one, marks=[] if one in {"0.5.23"} else [pytest.mark.servers_full])
         for one in AFFECTED
     ],
 )
