@@ -6,9 +6,9 @@ from rig.layers.proof import TP_2, Proof, glm4_moe, gpt_oss
 
 
 PROOFS = (
-    Proof(glm4_moe(TP_2, (5,), fusion=True, capture=(1, 2)), releases=">=0.5.5"),
+    Proof(glm4_moe(TP_2, (5,), fusion=True, capture=(0, 1)), releases=">=0.5.5"),
     Proof(
-        gpt_oss(TP_2, (3,), forward="decode", fusion=True, capture=(1,)),
+        gpt_oss(TP_2, (3,), forward="decode", fusion=True, capture=(0, 1)),
         releases=">=0.5.11",
     ),
 )

@@ -183,7 +183,15 @@ def make_model(
             layer.mlp.experts.weights = weights[number]
         elif hasattr(layer.mlp, "experts"):
             _map_experts_on_cpu(layer.mlp.experts)
+    _show(instance)
     return instance
+
+
+def _show(model: Any) -> None:
+    """Let an entry see the model that has been loaded, as the patched model runner does."""
+    communicator: Any = importlib.import_module("sglang.srt.layers.communicator")
+    if watch := getattr(communicator, "commfix_watch_captured_layers", None):
+        watch(model)
 
 
 def own_layers(model: Any) -> dict[int, Any]:
