@@ -18,14 +18,13 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from rig.layers import models, reference
 from rig.layers import rank as rig_rank
-from rig.layers import reference
 from rig.layers.case import Case, Layout
 from rig.layers.collectives import Recorder
-from rig.layers.models import configure, make_layer, make_weights
+from rig.layers.models import FEATURES, configure, make_weights
 from rig.shims import layers as shims
 
 
@@ -38,7 +37,6 @@ torch: Any = importlib.import_module("torch")
 Tensor = Any
 
 PATIENCE = 60.0
-FED = 3  # Features are added behind as many of the first layers.
 TOKENS = 5
 
 
@@ -53,7 +51,8 @@ def run(scenario: dict[str, Any], rank: int, rendezvous: str, checkpoint: str) -
     weights = [make_weights(config, kind, seed) for seed, kind in enumerate(layers)]
     batch = rig_rank._make_batch(case, 0, server_args)
     size = config["hidden_size"]
-    given, features = random_numbers(TOKENS, size, 1000), random_numbers(TOKENS, FED * size, 2000)
+    given = random_numbers(TOKENS, size, 1000)
+    features = random_numbers(TOKENS, FEATURES * size, 2000)
     if scenario.get("declines"):
         decline()
 
@@ -90,21 +89,10 @@ def random_numbers(tokens: int, size: int, seed: int) -> Tensor:
 def make_model(
     case: Case, config: dict[str, Any], weights: list[dict[str, Tensor]], transformers_order: bool
 ) -> Any:
-    """What the release's forward function reads, around real layers and a real norm."""
-    module: Any = importlib.import_module("sglang.srt.models.qwen3_vl_moe")
+    """The rig's, with a real norm in the end: the tests count in units of what leaves that."""
     layernorm: Any = importlib.import_module("sglang.srt.layers.layernorm")
-    model = module.Qwen3MoeLLMModel.__new__(module.Qwen3MoeLLMModel)
-    torch.nn.Module.__init__(model)
-    model.layers = torch.nn.ModuleList(
-        make_layer(case.model, config, number, own) for number, own in enumerate(weights)
-    )
+    model = models.make_model(case.model, config, weights, with_features=True)
     model.norm = layernorm.RMSNorm(config["hidden_size"], eps=config["rms_norm_eps"])
-    model.pp_group = SimpleNamespace(is_first_rank=True, is_last_rank=True)
-    model.start_layer, model._start_layer = 0, 0
-    model.end_layer, model._end_layer = len(weights), len(weights)
-    model.hidden_size = config["hidden_size"]
-    model.layers_to_capture = []
-    model.deepstack_embed_to_decoder_layer = range(FED)
     model.use_hf_deepstack_order = transformers_order
     return model
 
@@ -130,12 +118,8 @@ def expected(
     given: Tensor, features: Tensor, weights: list[dict[str, Tensor]], config: dict[str, Any]
 ) -> Tensor:
     """One process, float64, written down independently of sglang."""
-    hidden_states = given.double()
-    size = config["hidden_size"]
-    for number, own in enumerate(weights):
-        hidden_states = reference.forward(hidden_states, [own], config)
-        if number < FED:
-            hidden_states = hidden_states + features[:, number * size : (number + 1) * size]
+    behind = features.double().split(config["hidden_size"], dim=-1)
+    hidden_states = reference.forward(given.double(), weights, config, behind)[-1]
     variance = hidden_states.pow(2).mean(-1, keepdim=True)
     return hidden_states * torch.rsqrt(variance + config["rms_norm_eps"])
 

@@ -25,7 +25,7 @@ NEW_TENSOR = ("0.5.3", "0.5.3.post1")
 NEXT_LAYER = tuple(AFFECTED[AFFECTED.index("0.5.8") : AFFECTED.index("0.5.19")])
 FALLBACK = NEXT_LAYER[NEXT_LAYER.index("0.5.10") :]  # the next layer may do without the kernel
 TRANSFORMERS_ORDER = ("0.5.19", "0.5.20")  # may be asked for, and then it is the next layer
-DEFAULT = ("0.5.12.post1", "0.5.20")
+DEFAULT = ("0.5.12.post1",)
 
 # float32 against float64: 1e-6 to 3e-6 were seen, and 1 to 3 where features are lost or doubled.
 ROUNDING = 1e-5

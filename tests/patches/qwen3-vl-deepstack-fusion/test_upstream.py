@@ -41,7 +41,7 @@ def run(release: str, select: str | None, folder: Path) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "release", ["0.5.17", pytest.param("0.5.20", marks=pytest.mark.servers_full)]
+    "release", [pytest.param(one, marks=pytest.mark.servers_full) for one in ("0.5.17", "0.5.20")]
 )
 def test_the_program_prints_what_the_report_says(release: str, tmp_path: Path) -> None:
     status, printed = run(release, None, tmp_path)
