@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import inspect
 import json
 import sys
 from pathlib import Path
@@ -178,10 +177,14 @@ def load(layer: Any, weights: dict[str, Any]) -> None:
             parameter.data.copy_(weights["router"])
         elif name == "mlp.gate.e_score_correction_bias":
             parameter.data.copy_(weights["router_bias"])
+        elif name == "mlp.router.bias":
+            parameter.data.copy_(weights["router_offset"])
+        elif name.startswith("mlp.experts.") and "experts.gate_bias" in weights:
+            layers._load_fused_experts(name, parameter, layer.mlp.experts, weights)
+        elif name.startswith("mlp.experts."):
+            layers._load_experts(name, parameter, layer.mlp.experts, weights)
         elif name.endswith("bias"):
             parameter.data.zero_()
-        elif name.startswith("mlp.experts."):
-            load_experts(name, parameter, layer.mlp.experts, weights)
         else:
             layers._load_projection(name, parameter, weights)
     for module in layer.modules():
@@ -190,32 +193,6 @@ def load(layer: Any, weights: dict[str, Any]) -> None:
             method.process_weights_after_loading(module)
     if hasattr(layer.mlp, "experts"):
         layers._map_experts_on_cpu(layer.mlp.experts)
-
-
-def load_experts(name: str, parameter: Any, experts: Any, weights: dict[str, Any]) -> None:
-    """GPT-OSS has a loader of its own for all experts at once; this is the one for each."""
-    experts.use_weight_loader_fused = False
-    layers._load_experts(name, parameter, experts, weights)
-    if name.endswith("w13_weight") and is_clamped_swiglu(experts):
-        gate, up = parameter.data.chunk(2, dim=1)
-        parameter.data.copy_(torch.stack((gate, up), dim=2).flatten(1, 2))
-
-
-def is_clamped_swiglu(experts: Any) -> bool:
-    """GPT-OSS's, which takes gate and up in turns; releases before 0.5.10 have it on GPUs alone."""
-    native: Any = importlib.import_module("sglang.srt.layers.moe.fused_moe_native")
-    config = getattr(experts, "moe_runner_config", None)
-    alpha = getattr(config, "gemm1_alpha", None)
-    if alpha is None or "gemm1_alpha" not in inspect.getsource(native):
-        return False
-    reference._mlp = functools.partial(clamped_swiglu, alpha, config.gemm1_clamp_limit)
-    return True
-
-
-def clamped_swiglu(alpha: float, limit: float, x: Any, weights: Any, prefix: str = "") -> Any:
-    gate, up, down = (weights[prefix + name] for name in ("gate", "up", "down"))
-    gate, up = (x @ gate.T).clamp(max=limit), (x @ up.T).clamp(-limit, limit)
-    return (gate * torch.sigmoid(alpha * gate) * (up + 1)) @ down.T
 
 
 def set_layers_to_capture(family: Family, model: Any, ids: list[int]) -> None:
@@ -272,15 +249,12 @@ def run(case: Case, request: dict[str, Any], number: int, rendezvous: str) -> Ca
     hidden_states, captured = output[0], output[-1]
     if torch.is_tensor(captured):
         captured = captured.split(config["hidden_size"], dim=-1)
+    states = reference.forward(given.double(), weights, config)
     final = reference._norm(
-        reference.forward(given.double(), weights, config),
-        torch.ones(config["hidden_size"], dtype=torch.float64),
-        config,
+        states[-1], torch.ones(config["hidden_size"], dtype=torch.float64), config
     )
     # The layer ids name the layers whose outputs are captured.
-    expected = [
-        reference.forward(given.double(), weights[: i + 1], config) for i in request["capture"]
-    ]
+    expected = [states[i] for i in request["capture"]]
     if len(captured) != len(expected):
         raise AssertionError(f"{len(captured)} states were captured, not {len(expected)}")
     return Captured(

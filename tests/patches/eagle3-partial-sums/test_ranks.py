@@ -47,11 +47,11 @@ MODULES = {
 }
 DENSE_FIRST = ("deepseek-v3", "glm4-moe", "glm4-moe-lite")
 
-BY_DEFAULT = ("0.5.12.post1", "0.5.20")
+BY_DEFAULT = ("0.5.20",)
 # The first release and the last of each way of reading, and of each way of being told what to read.
 IN_FULL = (
     "0.5.1", "0.5.2", "0.5.4.post1", "0.5.4.post2", "0.5.5", "0.5.7", "0.5.9", "0.5.10.post1",
-    "0.5.11", "0.5.13", "0.5.14", "0.5.16", "0.5.17", "0.5.19",
+    "0.5.11", "0.5.12.post1", "0.5.13", "0.5.14", "0.5.16", "0.5.17", "0.5.19",
 )  # fmt: skip
 
 
