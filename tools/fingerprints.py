@@ -61,9 +61,11 @@ def published() -> list[str]:
 
 
 def wanted_files(patches: Sequence[Patch]) -> list[str]:
-    """Return the files of a wheel that the register looks at."""
+    """Return the files of a wheel that the register looks at: each a module, or a package's own."""
     modules = {KEY, *(module for patch in patches for module in patch.modules)}
-    return sorted({f"{module.replace('.', '/')}.py" for module in modules} | set(VERSION_FILES))
+    paths = [module.replace(".", "/") for module in modules]
+    files = [f"{path}{end}" for path in paths for end in (".py", "/__init__.py")]
+    return sorted({*files, *VERSION_FILES})
 
 
 def fetch(release: str, files: Sequence[str]) -> Path:
