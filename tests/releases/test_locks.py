@@ -173,9 +173,14 @@ class TestTreesThatNoReleaseHas:
         assert asked == [patch.id for patch in ENTRIES if changed in patch.modules]
         assert 0 < len(asked) < len(IDS)
 
-    @pytest.mark.parametrize("release", ["0.5.6", "0.5.10.post1", "0.5.20"])
-    def test_the_answers_are_those_of_the_engine_alone(self, release: str, tmp_path: Path) -> None:
-        modules = sorted({module for patch in ENTRIES for module in patch.modules})
+    @pytest.mark.parametrize(
+        ("release", "first"), [("0.5.6", 0), ("0.5.10.post1", 1), ("0.5.20", 2)]
+    )
+    def test_the_answers_are_those_of_the_engine_alone(
+        self, release: str, first: int, tmp_path: Path
+    ) -> None:
+        """Each release with a third of the files changed, one at a time."""
+        modules = sorted({module for patch in ENTRIES for module in patch.modules})[first::3]
         for number, module in enumerate(modules):
             if not tree(release).sglang.file_of(module).is_file():
                 continue

@@ -21,9 +21,8 @@ HANGS, GOES_ON = 5, 90
 SOAK = {"seed": 1, "steps": 2000, "fails": 0.2, "rest": 12}
 
 
-@pytest.mark.parametrize(
-    "release", [pytest.param(RELEASES[0], marks=pytest.mark.servers_full), *RELEASES[1:]]
-)
+@pytest.mark.servers_full
+@pytest.mark.parametrize("release", RELEASES)
 def test_one_rank_waits_in_the_all_reduce_and_patched_all_go_on(
     release: str, environment: Environment, tmp_path: Path
 ) -> None:
