@@ -176,12 +176,12 @@ def _newest_first(register: Register) -> list[Patch]:
 
 
 def render_readme(register: Register, text: str) -> str:
-    """Return the README with its tables made anew: faults, newest first, and what is optional."""
+    """Return the README with its tables made anew: faults by symptom, and what is optional."""
     tables = {
         "faults": [("symptom", "launch flags", "releases", "patch")],
         "gains": [("what it brings", "launch flags", "releases", "patch")],
     }
-    for patch in _newest_first(register):
+    for patch in sorted(_newest_first(register), key=lambda patch: patch.seen):
         by_default = patch.kind in BY_DEFAULT
         affected = patch.fingerprints.spans(patch.affected_releases)
         link = f"[`{patch.id}`](docs/patches.md#{patch.id})"
