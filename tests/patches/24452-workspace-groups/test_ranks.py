@@ -71,6 +71,7 @@ def test_unpatched_pipeline_stages_wait_for_each_other_inside_flashinfer(ranks: 
         assert found[rank] != own
 
 
+@pytest.mark.servers_full
 def test_unpatched_a_newer_flashinfer_takes_the_memory_of_other_ranks(ranks: Ranks) -> None:
     found = ranks("0", WITH_GROUP, "tp2 pp2", "tp4 cp2", "tp4 ep2")
 

@@ -79,6 +79,7 @@ class TestUnpatched:
                 assert other["stands"][0] == "broadcast"
                 assert "recv_requests" in other["stands"]
 
+    @pytest.mark.servers_full
     @each_shown
     def test_a_whole_cache_whose_host_pool_is_short_on_one_rank_hangs(
         self, release: str, environment: Environment, tmp_path: Path
