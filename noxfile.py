@@ -82,7 +82,8 @@ def engine(session: nox.Session) -> None:
     session.run("coverage", "run", "-m", "pytest", *tests, *machine, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", "--fail-under=95")
-    session.run("pytest", *tests, "tests/releases", "tests/patches", *session.posargs)
+    rest = ["tests/releases", "tests/patches", "tests/servers"]
+    session.run("pytest", *tests, *rest, *session.posargs)
 
 
 @nox.session(python=HERE)
