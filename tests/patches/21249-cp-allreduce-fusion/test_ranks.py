@@ -12,7 +12,7 @@ from rig.environment import Environment
 from rig.flashinfer import PINNED, WITH_GROUP, ensure_source
 
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.servers_full]
 
 FAULTY, FIXED = "0.5.10.post1", "0.5.11"
 FUSION = "21249-cp-allreduce-fusion"

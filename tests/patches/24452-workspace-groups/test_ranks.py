@@ -12,7 +12,7 @@ from rig.environment import Environment
 from rig.flashinfer import WITH_GROUP, ensure_source
 
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.servers_full]
 
 RELEASE = "0.5.11"
 # What 0.5.11 pins.

@@ -16,7 +16,7 @@ from rig.releases import LAYERS
 from sglang_commfix.engine.register import load
 
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.servers_full]
 
 PATCH, FIXED = "25404-idle-batch-mlp-sync", "0.5.13"
 SHOWN = ("0.5.9", "0.5.12.post1")

@@ -9,7 +9,7 @@ from rig.environment import Environment
 from rig.hicache import run_ranks
 
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.servers_full]
 
 PATCH, CACHE = "26923-himamba-writing-check", "HiMambaRadixCache"
 RELEASES = ("0.5.10.post1", "0.5.13")

@@ -9,7 +9,7 @@ from rig.environment import Environment
 from rig.hicache import run_ranks
 
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.servers_full]
 
 PATCH, CACHE = "27489-unified-writing-check", "UnifiedRadixCache"
 RELEASES = ("0.5.12.post1",)
