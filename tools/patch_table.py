@@ -16,6 +16,7 @@ from generated import bring_up_to_date
 from packaging.version import Version
 
 from sglang_commfix.engine.register import load_folder
+from sglang_commfix.run.plan import DEFAULT_KINDS
 
 
 if TYPE_CHECKING:
@@ -69,8 +70,6 @@ On by default, and then what is applied when it is named, or with `SGLANG_COMMFI
 
 """
 
-BY_DEFAULT = ("correctness", "stability")
-
 
 def render_releases(register: Register) -> str:
     """Return the text of ``docs/releases.md``."""
@@ -95,8 +94,8 @@ def render_releases(register: Register) -> str:
     rows: list[tuple[str, ...]] = [("sglang", "on by default", "when named")]
     for release in register.patches[0].fingerprints.releases:
         applied = [p for p in register.patches if release in p.affected_releases]
-        default = [p.id for p in applied if p.kind in BY_DEFAULT]
-        named = [p.id for p in applied if p.kind not in BY_DEFAULT]
+        default = [p.id for p in applied if p.kind in DEFAULT_KINDS]
+        named = [p.id for p in applied if p.kind not in DEFAULT_KINDS]
         rows.append((release, ", ".join(default), ", ".join(named)))
     return "".join(
         f"{head}{_table(cells)}"
@@ -170,7 +169,7 @@ def _newest_first(register: Register) -> list[Patch]:
     """Return those first that are on by default, then those whose releases are the newest."""
     return sorted(
         register.patches,
-        key=lambda p: (p.kind in BY_DEFAULT, Version(p.affected_releases[-1]), p.id),
+        key=lambda p: (p.kind in DEFAULT_KINDS, Version(p.affected_releases[-1]), p.id),
         reverse=True,
     )
 
@@ -182,7 +181,7 @@ def render_readme(register: Register, text: str) -> str:
         "gains": [("what it brings", "launch flags", "releases", "patch")],
     }
     for patch in sorted(_newest_first(register), key=lambda patch: patch.seen):
-        by_default = patch.kind in BY_DEFAULT
+        by_default = patch.kind in DEFAULT_KINDS
         affected = patch.fingerprints.spans(patch.affected_releases)
         link = f"[`{patch.id}`](docs/patches.md#{patch.id})"
         link = link if by_default else f"{link} ({patch.kind})"

@@ -188,3 +188,67 @@ def soak(group: list[Rank], *, seed: int, steps: int, fails: float) -> Iterator[
             del under_way[at][:done]
         node += tried
         yield step(group)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A cache's `writing_check`, the entry that mends it, and the release that has it mended."""
+
+    patch: str
+    module: str
+    scope: str
+    fixed: str
+
+    def group(self, release: str, select: str | None, world: int = 2) -> list[Rank]:
+        return ranks(release, self.module, self.scope, select, world)
+
+    def returns_early(self, release: str) -> None:
+        """Assert that unpatched a rank without writes returns in front of the all-reduce."""
+        one, other = self.group(release, None)
+        one.write(1)
+        assert (one.brings(), other.brings()) == (0, None)
+
+    def hangs(self, release: str) -> None:
+        """Assert that unpatched the group hangs where writes fail on one rank alone."""
+        for world in (2, 4):
+            try:
+                list(soak(self.group(release, None, world), seed=1, steps=200, fails=0.2))
+            except HangError:
+                continue
+            raise AssertionError(f"{world} ranks went on")
+
+    def holds_nobody_back(self, release: str) -> None:
+        """Assert that patched a rank without writes enters, with a value that decides nothing."""
+        one, other = self.group(release, self.patch)
+        one.write(1)
+        one.copies[1].done = True
+        assert (one.brings(), other.brings()) == (1, NEUTRAL)
+        assert step([one, other]) == [[1], []]
+        assert step([one, other]) == [[], []]
+
+    def comes_to_rest(self, release: str, world: int) -> None:
+        """Assert that patched no write is left or waited for, whatever fails."""
+        for seed in range(5):
+            group = self.group(release, self.patch, world)
+            list(soak(group, seed=seed, steps=300, fails=0.2))
+            for rank in group:
+                assert rank.acked == list(rank.copies)
+                assert not rank.cache.ongoing_write_through
+                assert not any(copy.waited for copy in rank.copies.values())
+            assert len({len(rank.copies) for rank in group}) > 1
+
+    def is_as_fixed(self, release: str) -> None:
+        """Assert that patched each step is the fixed release's, where all ranks write the same."""
+        for seed in range(5):
+            ours = list(soak(self.group(release, self.patch, 4), seed=seed, steps=300, fails=0.0))
+            theirs = list(soak(self.group(self.fixed, None, 4), seed=seed, steps=300, fails=0.0))
+            assert ours == theirs
+            assert all(len({tuple(acked) for acked in each}) == 1 for each in ours)
+
+    def is_unchanged_alone(self, release: str) -> None:
+        """Assert that patched a group of one does what it did."""
+        for fails in (0.0, 0.5):
+            before, after = (self.group(release, select, 1) for select in (None, self.patch))
+            ours = list(soak(after, seed=1, steps=200, fails=fails))
+            assert ours == list(soak(before, seed=1, steps=200, fails=fails))
+            assert not after[0].cache.ongoing_write_through

@@ -34,6 +34,7 @@ from rig.layers.proof import (
 from rig.releases import LAYERS, RELEASES
 
 from sglang_commfix.engine.register import load
+from sglang_commfix.run.plan import DEFAULT_KINDS
 
 
 pytestmark = pytest.mark.servers
@@ -130,7 +131,7 @@ def representatives(entry: str) -> set[str]:
 
 
 def is_on_by_default(entry: str) -> bool:
-    return REGISTER[entry].kind in ("correctness", "stability")
+    return REGISTER[entry].kind in DEFAULT_KINDS
 
 
 def selection(entry: str) -> str:

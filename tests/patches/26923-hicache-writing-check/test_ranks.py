@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from published import RELEASES
 from rig.environment import Environment, ensure
-from rig.hicache import run_ranks
+from rig.hicache import GOES_ON, HANGS, all_go_on, one_waits, run_ranks
 from rig.releases import LAYERS
 
 from sglang_commfix.engine.register import load
@@ -27,15 +27,10 @@ each_shown = pytest.mark.parametrize(
     [*(pytest.param(one, marks=pytest.mark.servers_full) for one in SHOWN[:-1]), SHOWN[-1]],
 )
 
-COMMON = {"kind": "queues", "cache": "HiRadixCache"}
+CACHE = "HiRadixCache"
+COMMON = {"kind": "queues", "cache": CACHE}
 
-# Seconds in which no rank begins a step: where a hang is expected, and where none is.
-HANGS, GOES_ON = 5, 90
-
-# Rank 0 has a write under way, which then arrives; the others have none.
-ALONE = [[[["write", 1]], *[[]] * 3], [[["done", 1]], *[[]] * 3], [[]] * 4]
 AGREED = {"seed": 1, "steps": 500, "fails": 0.0, "rest": 5}
-SOAK = {"seed": 1, "steps": 2000, "fails": 0.2, "rest": 12}
 
 # In the second stage of two, the second rank of two writes nothing at first.
 STAGES = [
@@ -45,16 +40,6 @@ STAGES = [
     [[["done", 2]], [["done", 2]], [["done", 2]], [["done", 2]]],
     [[], [], [], []],
 ]
-
-
-def scenarios(stall: float = GOES_ON) -> list[dict[str, Any]]:
-    return [
-        *({**COMMON, "world": world, "stall": stall, "script": ALONE} for world in (2, 4)),
-        *(
-            {**COMMON, "world": world, "stall": stall, "drawn": SOAK, "tell_all": False}
-            for world in (2, 4)
-        ),
-    ]
 
 
 def tree(world: int, seed: int, stall: float = GOES_ON) -> dict[str, Any]:
@@ -70,14 +55,7 @@ class TestUnpatched:
     def test_a_rank_without_writes_begins_the_next_step_and_the_other_waits_in_the_all_reduce(
         self, release: str, environment: Environment, tmp_path: Path
     ) -> None:
-        for first, *others in run_ranks(
-            release, scenarios(HANGS)[:2], environment=environment, folder=tmp_path
-        ):
-            assert first["stands"][0] == "all_reduce"
-            assert "writing_check" in first["stands"]
-            for other in others:
-                assert other["stands"][0] == "broadcast"
-                assert "recv_requests" in other["stands"]
+        one_waits(release, CACHE, environment=environment, folder=tmp_path)
 
     @pytest.mark.servers_full
     @each_shown
@@ -96,7 +74,7 @@ class TestPatched:
     def test_all_ranks_go_on_and_come_to_rest_without_a_write_under_way(
         self, release: str, environment: Environment, tmp_path: Path
     ) -> None:
-        goes_on(release, environment, tmp_path)
+        all_go_on(release, CACHE, PATCH, environment=environment, folder=tmp_path)
 
     @pytest.mark.servers_full
     @each_shown
@@ -144,16 +122,4 @@ def test_where_all_ranks_write_the_same_each_step_is_as_upstream_has_it(
 @pytest.mark.servers_full
 @pytest.mark.parametrize("release", OTHERS)
 def test_every_other_affected_release_goes_on_as_well(release: str, tmp_path: Path) -> None:
-    goes_on(release, ensure([release]), tmp_path)
-
-
-def goes_on(release: str, environment: Environment, folder: Path) -> None:
-    found = run_ranks(release, scenarios(), environment=environment, folder=folder, patches=PATCH)
-    for first, *others in found[:2]:
-        assert first["acked"] == [[], [1], []]
-        assert all(other["acked"] == [[], [], []] for other in others)
-    for soaked in found[2:]:
-        assert [rank["ongoing"] for rank in soaked] == [[]] * len(soaked)
-        assert [rank["waited"] for rank in soaked] == [0] * len(soaked)
-        assert {rank["entered"] for rank in soaked} == {2012}
-        assert len({rank["written"] for rank in soaked}) > 1
+    all_go_on(release, CACHE, PATCH, environment=ensure([release]), folder=tmp_path)

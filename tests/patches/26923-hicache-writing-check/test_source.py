@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from published import RELEASES
-from writing_check import NEUTRAL, HangError, Rank, ranks, soak, step
+from writing_check import Function, soak
 
 from sglang_commfix.engine.register import load
 
@@ -12,83 +12,55 @@ from sglang_commfix.engine.register import load
 pytestmark = pytest.mark.releases
 
 PATCH = "26923-hicache-writing-check"
-MODULE, SCOPE = "sglang.srt.mem_cache.hiradix_cache", "HiRadixCache.writing_check"
+SHOWN = Function(
+    PATCH, "sglang.srt.mem_cache.hiradix_cache", "HiRadixCache.writing_check", "0.5.14"
+)
 AFFECTED = [r for r in RELEASES if load()[PATCH].affected.contains(r, True)]
-FIXED = "0.5.14"
+each_release = pytest.mark.parametrize("release", AFFECTED)
 
 
-def group(release: str, select: str | None, world: int = 2) -> list[Rank]:
-    return ranks(release, MODULE, SCOPE, select, world)
-
-
-@pytest.mark.parametrize("release", AFFECTED)
+@each_release
 def test_unpatched_a_rank_without_writes_returns_in_front_of_the_all_reduce(release: str) -> None:
-    one, other = group(release, None)
-    one.write(1)
-
-    assert (one.brings(), other.brings()) == (0, None)
+    SHOWN.returns_early(release)
 
 
-@pytest.mark.parametrize("release", AFFECTED)
+@each_release
 def test_unpatched_the_first_write_that_fails_on_one_rank_alone_can_hang_the_group(
     release: str,
 ) -> None:
-    for world in (2, 4):
-        with pytest.raises(HangError):
-            list(soak(group(release, None, world), seed=1, steps=200, fails=0.2))
+    SHOWN.hangs(release)
 
 
-@pytest.mark.parametrize("release", AFFECTED)
+@each_release
 def test_patched_a_rank_without_writes_enters_and_holds_nobody_back(release: str) -> None:
-    one, other = group(release, PATCH)
-    one.write(1)
-    one.copies[1].done = True
-
-    assert (one.brings(), other.brings()) == (1, NEUTRAL)
-    assert step([one, other]) == [[1], []]
-    assert step([one, other]) == [[], []]
+    SHOWN.holds_nobody_back(release)
 
 
-@pytest.mark.parametrize("release", AFFECTED)
+@each_release
 @pytest.mark.parametrize("world", [2, 4])
 def test_patched_all_go_on_whatever_fails_and_no_write_is_left_or_waited_for(
     release: str, world: int
 ) -> None:
-    for seed in range(5):
-        all_ranks = group(release, PATCH, world)
-        list(soak(all_ranks, seed=seed, steps=300, fails=0.2))
-        for rank in all_ranks:
-            assert rank.acked == list(rank.copies)
-            assert not rank.cache.ongoing_write_through
-            assert not any(copy.waited for copy in rank.copies.values())
-        assert len({len(rank.copies) for rank in all_ranks}) > 1
+    SHOWN.comes_to_rest(release, world)
 
 
-@pytest.mark.parametrize("release", AFFECTED)
+@each_release
 def test_patched_where_all_ranks_write_the_same_each_step_is_as_in_the_fixed_release(
     release: str,
 ) -> None:
-    for seed in range(5):
-        ours = list(soak(group(release, PATCH, 4), seed=seed, steps=300, fails=0.0))
-        theirs = list(soak(group(FIXED, None, 4), seed=seed, steps=300, fails=0.0))
-        assert ours == theirs
-        assert all(len({tuple(acked) for acked in step}) == 1 for step in ours)
+    SHOWN.is_as_fixed(release)
+
+
+@each_release
+def test_patched_a_group_of_one_does_what_it_did(release: str) -> None:
+    SHOWN.is_unchanged_alone(release)
 
 
 def test_the_fixed_release_leaves_writes_that_a_peer_has_not_made_locked() -> None:
     """Which is why a rank without writes does not count as one that has finished none."""
-    all_ranks = group(FIXED, None)
+    all_ranks = SHOWN.group(SHOWN.fixed, None)
     list(soak(all_ranks, seed=1, steps=500, fails=0.2))
 
     left = [len(rank.cache.ongoing_write_through) for rank in all_ranks]
     assert left == [11, 0]
     assert [len(rank.copies) for rank in all_ranks] == [448, 437]
-
-
-@pytest.mark.parametrize("release", AFFECTED)
-def test_patched_a_group_of_one_does_what_it_did(release: str) -> None:
-    for fails in (0.0, 0.5):
-        before, after = group(release, None, 1), group(release, PATCH, 1)
-        ours = list(soak(after, seed=1, steps=200, fails=fails))
-        assert ours == list(soak(before, seed=1, steps=200, fails=fails))
-        assert not after[0].cache.ongoing_write_through
