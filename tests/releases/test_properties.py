@@ -179,8 +179,10 @@ def unknown(text: str, scopes: Collection[str]) -> str:
             continue
         names = sorted({n.id for n in ast.walk(scope) if isinstance(n, ast.Name)})
         attributes = sorted({n.attr for n in ast.walk(scope) if isinstance(n, ast.Attribute)})
+        given = {n.arg for n in ast.walk(scope) if isinstance(n, ast.keyword) and n.arg}
         body = f"vendors_own(lambda: ({', '.join(names)},), lambda x: ({'x.' * bool(attributes)}"
-        body += f"{', x.'.join(attributes)},))" if attributes else "x,))"
+        body += f"{', x.'.join(attributes)},)" if attributes else "x,)"
+        body += "".join(f", {name}=None" for name in sorted(given)) + ")"
         scope.body = ast.parse(body).body
     return ast.unparse(module)
 
