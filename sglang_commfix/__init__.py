@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
     from sglang_commfix.command.report import Report, status
-    from sglang_commfix.run.session import activate
+    from sglang_commfix.run.embed import activate
 
 __version__ = "0.1.0"
 __all__ = ["Report", "__version__", "activate", "init", "status"]
 
 SELECT = "SGLANG_COMMFIX"
 OFF = frozenset({"", "0", "off", "false", "no"})
-_LAZY = {"Report": "command.report", "activate": "run.session", "status": "command.report"}
+_LAZY = {"Report": "command.report", "activate": "run.embed", "status": "command.report"}
 
 
 class StartupFinder:
@@ -29,16 +29,19 @@ class StartupFinder:
     It never leaves the list, which would make an import under way skip the next finder.
     """
 
-    closed = False
+    closed = loading = False
 
     def find_spec(self, name: str, path: object = None, *target: object) -> "ModuleSpec | None":
-        """Start the session when sglang is first imported with the variable set."""
-        if self.closed or (name != "sglang" and not name.startswith("sglang.")):
+        """Start the session when sglang is first imported with the variable set.
+
+        A finder in front may answer for sglang itself: whatever is imported next comes by here.
+        """
+        own = name == "sglang" or name.startswith("sglang.")
+        if self.closed or not (own or ("sglang" in sys.modules and not self.loading)):
             return None
         if os.environ.get(SELECT, "").strip().lower() in OFF:
-            # Once sglang is in, unpatched, the gate has been read for the life of this process.
-            self.closed = "sglang" in sys.modules
             return None
+        self.loading = True  # and with it what the session itself imports
         try:
             from sglang_commfix.run import session
         except Exception as error:

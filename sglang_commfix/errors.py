@@ -23,3 +23,7 @@ class AlreadyImportedError(CommfixError):
 
 class RefusedError(CommfixError):
     """Strict was asked for, and a selected patch cannot be applied."""
+
+
+class MixedFleetError(CommfixError):
+    """Ranks of one model run different patches, which change the collectives that a rank enters."""

@@ -39,6 +39,7 @@ class Decision(TypedDict):
     fixes: list[int]  # pull requests whose published version has the fault
     requires: list[str]
     conflicts: list[str]
+    collective: bool  # it changes which collectives a rank enters, over what, or how large
     modules: dict[str, str | None]  # it stands on: SHA-256 of each file, None: no such module
     # `disabled` comes with a selection; `not-in-lock`: a user's own lock does not know the entry.
     decision: Literal["apply", "not-needed", "refused", "disabled", "not-in-lock"]

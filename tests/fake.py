@@ -104,6 +104,7 @@ def patch(name: str = "1-guard", **changes: Any) -> dict[str, Any]:
         "id": name,
         "pr": int(name.split("-", maxsplit=1)[0]),
         "kind": "correctness",
+        "collective": True,
         "affected": ">=1.1,<1.3",
         "fixed_in": "1.3",
         "links": [],

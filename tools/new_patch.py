@@ -29,6 +29,8 @@ id = "{id}"
 {pr}
 # correctness or stability: on with SGLANG_COMMFIX=1. performance or feature: on when named.
 #kind = "correctness"
+# Whether it changes which collectives a rank enters, over what group, or how large they are.
+#collective = true
 # The releases with the fault, half-open.
 #affected = ">=0.5.11,<0.5.12"
 # The first release with the fix. Left out if no release has it.

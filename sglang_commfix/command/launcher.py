@@ -40,7 +40,7 @@ def run(command: Sequence[str]) -> None:
             "sglang-commfix: -S is left out, since Python starts no hook without site: "
             f"running {shlex.join(words)}\n"
         )
-    from sglang_commfix.run.session import add_shim
+    from sglang_commfix.run.embed import add_shim
 
     add_shim()
     if not os.environ.get(SELECT, "").strip():

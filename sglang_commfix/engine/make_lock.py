@@ -69,6 +69,7 @@ def entry_of(patch: Patch) -> Decision:
         "fixes": list(patch.fixes),
         "requires": list(patch.requires),
         "conflicts": list(patch.conflicts),
+        "collective": patch.collective,
         "modules": {},
         "decision": "not-in-lock",
         "reason": "",

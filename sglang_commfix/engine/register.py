@@ -238,6 +238,8 @@ class Patch:
     """An entry of the register. The texts are for people; see ``CONTRIBUTING.md``.
 
     ``fixed_in`` is the first release with a fix, if there is one.
+    ``collective`` tells whether it changes which collectives a rank enters, over what group, or
+    how large they are: ranks of one model then have to agree about it.
     ``fixes`` holds the numbers of the upstream pull requests whose published version has the fault.
     ``faulty`` is what has to be there for the fault, beside what is edited, and ``sound`` what
     shows, each by itself, that it is not.
@@ -253,6 +255,7 @@ class Patch:
     links: tuple[str, ...]
     requires: tuple[str, ...]
     conflicts: tuple[str, ...]
+    collective: bool
     edits: tuple[Edit, ...]
     faulty: tuple[Clause, ...]
     sound: tuple[Clause, ...]
@@ -486,6 +489,7 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
         links=tuple(data["links"]),
         requires=tuple(data.get("requires", ())),
         conflicts=tuple(data.get("conflicts", ())),
+        collective=data["collective"],
         edits=edits,
         faulty=tuple(_clause(item, affected, deep=True) for item in data.get("faulty", ())),
         sound=tuple(_clause(item, SpecifierSet(), deep=False) for item in data.get("sound", ())),

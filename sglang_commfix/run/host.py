@@ -10,7 +10,7 @@ from sglang_commfix.errors import SettingsError
 
 
 STRICT, LOCK, LOG = f"{SELECT}_STRICT", f"{SELECT}_LOCK", f"{SELECT}_LOG"
-ALLOW = f"{SELECT}_ALLOW_UNKNOWN"
+ALLOW, MIXED = f"{SELECT}_ALLOW_UNKNOWN", f"{SELECT}_ALLOW_MIXED"
 ON = frozenset({"1", "on", "true", "yes"})
 NOT_HOOKED = "the start-up hook did not run in this Python (installed outside its site-packages "
 NOT_HOOKED += "folders, or started with -S): start sglang with `sglang-commfix run -- COMMAND`"
@@ -26,6 +26,7 @@ class Settings:
     strict: bool = False  # end the process where a selected patch is refused
     lock: str = ""  # the user's own lock; empty: the one beside sglang, if there is one
     level: str = ""  # of the log; empty: as the host has set it, INFO if it has not
+    mixed: bool = False  # go on where ranks of one model are proven to run different patches
 
 
 def read_settings(environ: Mapping[str, str] = os.environ, select: str | None = None) -> Settings:
@@ -37,14 +38,15 @@ def read_settings(environ: Mapping[str, str] = os.environ, select: str | None = 
     if allowed := environ.get(ALLOW, "").strip():
         remedy = f"Unset it, and read what `sglang-commfix lock --allow {allowed}` makes"
         raise SettingsError(f"{ALLOW}={allowed!r} is not read any more. {remedy}")
-    return Settings(value.strip(), read_strict(environ), environ.get(LOCK, "").strip(), level)
+    own, mixed = environ.get(LOCK, "").strip(), read_switch(environ, MIXED)
+    return Settings(value.strip(), read_switch(environ), own, level, mixed)
 
 
-def read_strict(environ: Mapping[str, str] = os.environ) -> bool:
-    """Read ``SGLANG_COMMFIX_STRICT`` alone, so that it counts where another value is unusable."""
-    value = environ.get(STRICT, "").strip().lower()
+def read_switch(environ: Mapping[str, str] = os.environ, name: str = STRICT) -> bool:
+    """Read one that is on or off; strict counts where another value is unusable."""
+    value = environ.get(name, "").strip().lower()
     if value not in OFF | ON:
-        raise SettingsError(f"{STRICT}={environ[STRICT]!r} is neither 0 or off nor 1 or on")
+        raise SettingsError(f"{name}={environ[name]!r} is neither 0 or off nor 1 or on")
     return value in ON
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from wrapt import notify_module_loaded
 
-from sglang_commfix.run.host import log
 from sglang_commfix.run.plan import Module
+from sglang_commfix.run.reach import Lines, lines_of
 
 
 MARK = "__commfix__"  # in a patched module: the ids of its patches
+EXECUTED: dict[str, Lines] = {}  # of each module that ran here: what its edited scopes name
 
 
 class PatchedLoader:
@@ -21,7 +22,6 @@ class PatchedLoader:
 
     def __init__(self, inner: Any, module: Module) -> None:
         self._inner, self._module = inner, module
-        self._file = f"{module.path} [commfix]"
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -30,18 +30,13 @@ class PatchedLoader:
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the edited text in ``module``. No byte-code file is read or written."""
-        path = self._module.path
-        if not path.is_file() or path.read_bytes() != self._module.before:
-            log().warning(
-                f"{path} changed on disk after this process decided about its patches; what runs "
-                "is the text it held then. Restart to use the new one"
-            )
         code = self.get_code(module.__name__)
         # Classes are looked up by the module's file name. Without a time, no look at the disk.
         lines = StringIO(self.get_source(module.__name__)).readlines()
-        for name in (self._file, str(path)):
+        for name in (self._module.runs_as, str(self._module.path)):
             linecache.cache[name] = (len(self._module.after), None, lines, name)
         module.__dict__[MARK] = self._module.patches
+        EXECUTED[module.__name__] = lines_of(code, self._module.scopes)
         exec(code, module.__dict__)  # noqa: S102 - this is what a loader does
         notify_module_loaded(module)
 
@@ -51,7 +46,7 @@ class PatchedLoader:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
             compiler = getattr(self._inner, "source_to_code", default)
-            code: CodeType = compiler(self._module.after, self._file)
+            code: CodeType = compiler(self._module.after, self._module.runs_as)
             return code
 
     def get_source(self, _name: str) -> str:

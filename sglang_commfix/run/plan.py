@@ -24,12 +24,18 @@ OWN_NAME = "sglang-commfix.lock.json"
 
 
 class Module(NamedTuple):
-    """A module before and after its edits: its file, both texts, and the ids of its patches."""
+    """A module before and after its edits: its file, both texts, its patches, what they edit."""
 
     path: Path
     before: bytes
     after: bytes
     patches: tuple[str, ...]
+    scopes: tuple[str, ...]
+
+    @property
+    def runs_as(self) -> str:
+        """Return the name under which the edited text is compiled, which tracebacks show."""
+        return f"{self.path} [commfix]"
 
 
 class Plan(NamedTuple):
@@ -99,9 +105,11 @@ def select(sglang: Sglang, settings: Settings, lock: Lock, origin: str) -> Plan:
     modules = {}
     for name in dict.fromkeys(one["module"] for _, one in edits):
         raw = sglang.raw(name) or b""
-        after = splice(raw, [one for _, one in edits if one["module"] == name])
-        ids = dict.fromkeys(patch for patch, one in edits if one["module"] == name)
-        modules[name] = Module(sglang.file_of(name), raw, after, tuple(ids))
+        own = [(patch, one) for patch, one in edits if one["module"] == name]
+        after = splice(raw, [one for _, one in own])
+        ids = tuple(dict.fromkeys(patch for patch, _ in own))
+        scopes = tuple(dict.fromkeys(one["scope"] for _, one in own if one["scope"]))
+        modules[name] = Module(sglang.file_of(name), raw, after, ids, scopes)
     return Plan(sglang, settings, lock, origin, patches, modules)
 
 

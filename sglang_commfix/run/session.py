@@ -1,6 +1,7 @@
 """Once in each process: lock → plan → patched modules → one line in the log → verification.
 
 A failure leaves sglang as installed, and says so. Strict ends a server, but never who embeds one.
+What is verified is the code that runs, not who loaded it: after the import, and before it serves.
 """
 
 from __future__ import annotations
@@ -8,26 +9,49 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
+from functools import wraps
 from importlib.machinery import ModuleSpec
 from itertools import dropwhile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from wrapt import register_post_import_hook
 
-from sglang_commfix import FINDER, OFF, SELECT, init
-from sglang_commfix.errors import AlreadyImportedError, CommfixError, RefusedError
-from sglang_commfix.files import ask, find_sglang
-from sglang_commfix.run.host import LOCK, NOT_HOOKED, STRICT, log, read_settings, read_strict
-from sglang_commfix.run.loader import MARK, PatchedLoader
+from sglang_commfix import FINDER, OFF, SELECT
+from sglang_commfix.errors import AlreadyImportedError, CommfixError, MixedFleetError
+from sglang_commfix.files import Sglang, ask, find_sglang
+from sglang_commfix.run import fleet
+from sglang_commfix.run.host import MIXED, NOT_HOOKED, STRICT, log, read_settings, read_switch
+from sglang_commfix.run.loader import EXECUTED, MARK, PatchedLoader
 from sglang_commfix.run.plan import Plan, make_plan
+from sglang_commfix.run.reach import lines_of, stray
 
 
 _WORDS = {"apply": "applying", "not-needed": "not needed:", "not-in-lock": "not in your lock:"}
 _WORDS |= {"disabled": "switched off:", "refused": "REFUSED:"}
-_guard = threading.RLock()
-_current: Session | None = None
-_embeds = False  # whether this process has called activate(), so that nothing is to end it
+# Cold places that a server passes once, on every rank, before it serves.
+_COLD = {"sglang.srt.distributed.parallel_state", "sglang.srt.managers.scheduler"}
+_COLD_NAMES = ("initialize_model_parallel", "event_loop_")
+
+guard = threading.RLock()
+current: Session | None = None
+embeds = False  # whether this process has called activate(), so that nothing is to end it
+_deciding = False
+
+
+def _harmless(method: Callable[..., None]) -> Callable[..., None]:
+    """Say an error of this package's own, and do not raise it: a guest must not break the host."""
+
+    @wraps(method)
+    def harmless(self: Session, *given: Any) -> None:
+        try:
+            method(self, *given)
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            self.fail(f"an error of its own, {type(error).__name__}: {error}")
+
+    return harmless
 
 
 class Session:
@@ -44,14 +68,20 @@ class Session:
         self._ends = ends  # whether a failure ends this process
         self._ended = False
         self._announced = plan is None
+        self._compared = plan is None
         self._unverified = set(self.modules)
-        self._to_patch = dict(self.modules)
+        self._said: set[str] = set()
+        self._cold = set(_COLD if plan else ())
+        decided = plan.having("apply") if plan else []
+        self._relied = {name: it for patch in decided for name, it in patch["modules"].items()}
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Return a patched spec for a module of the plan, nothing for any other."""
         if name == "sglang.srt" or name.startswith("sglang.srt."):
             self.watch()
-        module = self._to_patch.get(name)
+        if name in self._relied:
+            self._check_file(name)
+        module = self.modules.get(name)
         if module is None:
             return None
         behind = list(dropwhile(lambda finder: finder is not self, sys.meta_path))[1:]
@@ -61,13 +91,13 @@ class Session:
             return spec
         if spec.origin is None or Path(spec.origin).resolve() != module.path.resolve():
             where = f"{name} is about to be loaded from {spec.origin}"
-            log().error(f"{where}, but the decision was made for {module.path}: not patched")
-            del self._to_patch[name]
+            self.fail(f"{where}, but the decision was made for {module.path}: not patched")
             return None  # and leave it to the other finders
         spec.loader = PatchedLoader(spec.loader, module)  # type: ignore[assignment]
         setattr(spec, MARK, module.patches)
         return spec
 
+    @_harmless
     def watch(self) -> None:
         """Say once what was decided, and verify what was imported without this being asked."""
         if self._ended:
@@ -78,32 +108,93 @@ class Session:
             for patch in refused:
                 log().error(f"{patch['id']} is refused: {patch['reason']}")
             log().info(summary(self.plan))
-            if refused and self._ends and not _embeds:
+            if refused and self._ends and not embeds:
                 count = f"{STRICT}=1 and {len(refused)} of the selected patches"
                 self.fail(f"{count} cannot be applied: this process ends")
-        for module in [sys.modules[name] for name in self._unverified & sys.modules.keys()]:
-            if not getattr(module.__spec__, "_initializing", False):
-                self.verify(module)
+            if other := fleet.differs_from_parent(self.plan):
+                self.fail(f"{other}. Processes of one server must run the same: restart it whole")
+        for name in (self._unverified | self._cold) & sys.modules.keys():
+            spec = getattr(sys.modules[name], "__spec__", None)
+            if getattr(spec, "_initializing", False) is not True:
+                self.imported(sys.modules[name], name)
 
-    def verify(self, module: ModuleType) -> None:
-        """Check that ``module`` runs the text of the plan; say so if another hook took it over."""
-        name = module.__name__
-        self._unverified.discard(name)
-        patches = self.modules[name].patches
-        if module.__dict__.get(MARK) == patches:
-            log().debug(f"{name} runs with {', '.join(patches)}")
+    @_harmless
+    def _check_file(self, name: str) -> None:
+        if self.plan and Sglang(self.plan.sglang.path).digest(name) != self._relied[name]:
+            self.fail(
+                f"{self.plan.sglang.file_of(name)} changed on disk after this process decided "
+                "about its patches: restart. What is edited runs as it was then"
+            )
+
+    @_harmless
+    def imported(self, module: Any, name: str = "") -> None:
+        """Verify a module of the plan; in one with a cold place, stand in front of it."""
+        name = name or module.__name__
+        if name in self.modules:
+            self.verify(name)
+        if name not in self._cold:
             return
-        loader = type(getattr(module.__spec__, "loader", None)).__name__
+        self._cold.discard(name)
+        owner = getattr(module, "Scheduler", module)
+        for place in [word for word in dir(owner) if word.startswith(_COLD_NAMES)]:
+            setattr(owner, place, self._before(getattr(owner, place)))
+
+    def _before(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            for name in self.modules.keys() & sys.modules.keys():
+                self.verify(name)
+            if not self._compared and call.__name__ == _COLD_NAMES[0]:
+                self._compared = True
+                self._compare(kwargs)
+            return call(*args, **kwargs)
+
+        return checked
+
+    def _compare(self, call: dict[str, Any]) -> None:
+        if self.plan is None:
+            return
+        try:
+            found = fleet.differs_from_ranks(self.plan, call)
+        except Exception as error:  # noqa: BLE001 - stores and back-ends have their own
+            found = False, f"ranks could not be compared: {type(error).__name__}: {error}"
+        if found and found[0] and not self.plan.settings.mixed:
+            log().error(found[1])
+            raise MixedFleetError(f"{found[1]}. Make them the same, or set {MIXED}=1")
+        if found:
+            self.fail(found[1])
+
+    @_harmless
+    def verify(self, name: str) -> None:
+        """Check that the names of edited scopes lead to the edited code; say so where not."""
+        self._unverified.discard(name)
+        planned, module = self.modules[name], sys.modules.get(name)
+        if module is None:  # its import is forbidden
+            return
+        marked = isinstance(module, ModuleType) and MARK in vars(module)
+        wanted = EXECUTED.get(name)
+        if wanted is None:
+            code = compile(planned.after, planned.runs_as, "exec", dont_inherit=True)
+            wanted = lines_of(code, planned.scopes)
+        why = stray(module, planned.runs_as, wanted)
+        if why is None and (marked or wanted):
+            log().debug(f"{name} runs with {', '.join(planned.patches)}")
+            return
+        loader = type(getattr(getattr(module, "__spec__", None), "loader", None)).__name__
+        if not marked:
+            why = f"it was loaded by {loader}, another import hook"
         self.fail(
-            f"{name} runs UNPATCHED: it was loaded by {loader}, another import hook, without "
-            f"{', '.join(patches)}. Answers may be wrong: remove that hook, or export the patches "
-            "with `sglang-commfix export` and apply them to the files"
+            f"{name} runs UNPATCHED: {why}, without {', '.join(planned.patches)}. Answers may be "
+            "wrong: take that out, or export the patches with `sglang-commfix export` and apply "
+            "them to the files"
         )
 
     def fail(self, message: str) -> None:
-        """Say what went wrong; under strict, end the process."""
-        log().error(message)
-        self._ended = self._ends and not _embeds
+        """Say what went wrong, once; under strict, end the process."""
+        if message not in self._said:
+            log().error(message)
+        self._said.add(message)
+        self._ended = self._ends and not embeds
         if self._ended and threading.current_thread() is not threading.main_thread():
             os._exit(78)  # EX_CONFIG of sysexits.h
         if self._ended:
@@ -117,100 +208,70 @@ def summary(plan: Plan) -> str:
     parts = [f"{words} {ids[key]}" for key, words in _WORDS.items() if ids[key]]
     if plan.unneeded:
         parts.append(f"none of the {len(plan.patches)} faults that this version knows is here")
-    return f"sglang {plan.lock['sglang']} at {plan.sglang.path}: {'; '.join(parts)}"
+    runs = f"commfix={fleet.digest(fleet.texts(plan))}"
+    return f"sglang {plan.lock['sglang']} at {plan.sglang.path}: {runs}; {'; '.join(parts)}"
 
 
 def start() -> Session | None:
     """Return this process's session; start it if there is none, and there is an sglang."""
-    with _guard:
-        if _current is not None:
-            _current.watch()  # only here again if it is to end the process
-            return _current
-        strict = True  # until the setting has been read
+    global _deciding  # noqa: PLW0603 - a finder that looks for sglang may come back here
+    with guard:
+        if current is not None:
+            current.watch()  # only here again if it is to end the process
+        if current is not None or _deciding:
+            return current
+        strict, _deciding = True, True  # strict until the setting has been read
         try:
-            strict = read_strict()
+            strict = read_switch()
             settings = read_settings()
             if sglang := find_sglang():
-                _install(Session(make_plan(sglang, settings), ends=strict))
-            return _current
+                plan = make_plan(sglang, settings)
+                _check_order(plan)
+                install(Session(plan, ends=strict))
+            return current
         except CommfixError as error:
             failure = f"{error}. Nothing is applied"
         except Exception as error:  # noqa: BLE001 - a guest must not break the host
             failure = f"an error of its own, {type(error).__name__}: {error}. Nothing is applied"
-        _install(failed := Session(None, ends=strict))
+        finally:
+            _deciding = False
+        install(failed := Session(None, ends=strict))
         failed.fail(failure)
         return failed
 
 
-def _install(session: Session) -> None:
-    global _current  # noqa: PLW0603 - one session for each process is what is meant
-    _current = session
+def _check_order(plan: Plan) -> None:
+    if late := sorted(plan.modules.keys() & sys.modules.keys()):
+        what = f"{', '.join(late)} ran before {SELECT} was set, or before this was asked"
+        raise AlreadyImportedError(f"{what}, and cannot be patched any more")
+
+
+def install(session: Session) -> None:
+    """Make ``session`` that of this process."""
+    global current  # noqa: PLW0603 - one session for each process is what is meant
+    current = session
     FINDER.closed = True
     if session.plan and session.plan.settings.level:
         log().setLevel(session.plan.settings.level)
-    for name in session.modules:
-        register_post_import_hook(session.verify, name)
+    for name in (*session.modules, *(_COLD if session.plan else ())):
+        register_post_import_hook(session.imported, name)
     sys.meta_path.insert(0, session)
 
 
 def verify() -> None:
     """Verify, when sglang's entry point for plug-ins is called, that the start-up hook did run."""
     select, strict = (os.environ.get(name, "").strip().lower() for name in (SELECT, STRICT))
-    session = _current or Session(None, ends=strict not in OFF)
-    if _current is None and select not in OFF and not _embeds:
+    session = current or Session(None, ends=strict not in OFF)
+    if current is None and select not in OFF and not embeds:
         session.fail(f"{SELECT}={select} is set, but NOTHING IS PATCHED: {NOT_HOOKED}")
     for name in session.modules.keys() & sys.modules.keys():
-        session.verify(sys.modules[name])
+        session.verify(name)
 
 
-def add_shim() -> None:
-    """Put the folder with the start-up shim in front of ``PYTHONPATH``, for other processes."""
-    shim = str(Path(__file__).with_name("shim"))
-    paths = [shim, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, dict.fromkeys(paths)))
+def _renew_guard() -> None:
+    """In a forked child: the thread that held the lock may not be there to give it back."""
+    global guard  # noqa: PLW0603 - the one of this process
+    guard = threading.RLock()
 
 
-def activate(
-    select: str | None = None, *, strict: bool = False, lock: str | Path | None = None
-) -> Plan:
-    """Decide now, and patch sglang when it is imported, here and in every process started here.
-
-    Call it before sglang is imported; twice does no harm. It returns what is decided. The arguments
-    stand in for ``SGLANG_COMMFIX`` (``1`` by default), ``_STRICT`` and ``_LOCK``. Nothing that goes
-    wrong later ends this process; those that it starts are servers, and end as strict says.
-
-    Raises:
-        RefusedError: strict, and a selected patch is refused.
-        CommfixError: modules to be patched run already, or there is nothing to decide by.
-
-    """
-    global _embeds  # noqa: PLW0603 - as with the session
-    from multiprocessing.process import current_process
-
-    # A child that multiprocessing spawns runs its parent's program again, this call with it.
-    spawned = SELECT in os.environ and getattr(current_process(), "_inheriting", False)
-    _embeds = not spawned
-    value = select or os.environ.get(SELECT, "")
-    wanted = {SELECT: "1" if select is None and value.strip().lower() in OFF else value}
-    wanted |= ({STRICT: "1"} if strict else {}) | ({LOCK: str(lock)} if lock else {})
-    settings = read_settings({**os.environ, **wanted})
-    with _guard:
-        there = _current.plan if _current else None
-        if there and there.settings != settings:
-            asks = f"{SELECT}={there.settings.select} asks: other settings, other process"
-            raise AlreadyImportedError(f"sglang is imported, and patched as {asks}")
-        plan = there or make_plan(find_sglang(), settings)
-        concerned = {module for patch in plan.patches for module in patch["modules"]}
-        if not there and (late := sorted(concerned & sys.modules.keys())):
-            remedy = "call sglang_commfix.activate() before sglang is imported"
-            raise AlreadyImportedError(f"{', '.join(late)} runs already, unpatched: {remedy}")
-        if settings.strict and not spawned and (refused := plan.having("refused")):
-            FINDER.closed = True  # the host is told; what it imports from here on is as installed
-            raise RefusedError("; ".join(f"{p['id']} is refused: {p['reason']}" for p in refused))
-        if not there:
-            os.environ.update(wanted)
-            if FINDER not in sys.meta_path:  # this Python read no .pth file, nor will its children
-                add_shim()
-                init()
-            _install(Session(plan, ends=settings.strict))
-    return plan
+os.register_at_fork(after_in_child=_renew_guard)

@@ -66,10 +66,24 @@ os.environ['SGLANG_COMMFIX'] = '1'
     assert site.run(head + SHOW, select=None).stdout == PATCHED
 
 
-def test_the_gate_is_closed_once_sglang_is_in(site: Site) -> None:
+def test_a_variable_that_is_set_before_the_first_edited_module_is_soon_enough(site: Site) -> None:
     head = "import os, sglang.srt\nos.environ['SGLANG_COMMFIX'] = '1'\n"
-    result = site.run(head + SHOW, select=None)
-    assert (result.stdout, result.stderr) == (FAULTY, "")
+    assert site.run(head + SHOW, select=None).stdout == PATCHED
+
+
+@pytest.mark.parametrize(("strict", "status"), [("0", 0), ("1", 78)])
+def test_a_variable_that_is_set_too_late_is_an_error(site: Site, strict: str, status: int) -> None:
+    code = """\
+import os, sglang.srt.layers.communicator
+os.environ['SGLANG_COMMFIX'] = '1'
+try:
+    import sglang.srt.anything
+except ImportError:
+    pass
+"""
+    result = site.run(code, select=None, check=False, SGLANG_COMMFIX_STRICT=strict)
+    assert "communicator ran before SGLANG_COMMFIX was set" in result.stderr
+    assert (result.returncode, result.stderr.count("\n")) == (status, 1)
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,7 @@ class TestChildren:
     def test_a_spawned_child_is_patched_and_says_so_itself(self, site: Site) -> None:
         result = site.run(host_with_a_child(IMPORT), select=None)
         assert result.stdout == f"{PATCHED}child: 0\n"
-        assert result.stderr.endswith(": applying 1-guard\n")
+        assert result.stderr.endswith("; applying 1-guard\n")
 
     def test_a_child_spawned_by_a_thread_is_patched(self, site: Site) -> None:
         code = f"""\

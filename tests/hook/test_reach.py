@@ -41,7 +41,9 @@ class TestPlugin:
         assert result.returncode == 78
 
     def test_it_says_which_module_runs_unpatched(self, site: Site) -> None:
-        code = "import sglang.srt.layers.communicator as c\ndel c.__commfix__\n"
+        code = (
+            "import sglang.srt.layers.communicator as c\nc.LayerCommunicator.should_fuse = print\n"
+        )
         result = site.run(code + VERIFY)
         assert "sglang.srt.layers.communicator runs UNPATCHED" in result.stderr
 
@@ -66,7 +68,7 @@ class TestRun:
 import os, sys
 sys.path += {PACKAGES!r}
 os.environ["PYTHONPATH"] = os.pathsep.join({PACKAGES!r} + [{str(site.root)!r}])
-from sglang_commfix.run.session import add_shim
+from sglang_commfix.run.embed import add_shim
 add_shim()
 os.execv(sys.executable, [sys.executable, "-c", {SHOW!r}])
 """

@@ -90,13 +90,13 @@ import importlib.util
 from sglang_commfix.run import session
 assert sglang_commfix.FINDER in sys.meta_path
 importlib.util.find_spec("sglang")                     # the gate: the session starts
-assert session._current.plan.origin == "shipped"
-session._current.watch()                               # the first import of the runtime
-for name, module in session._current.modules.items():
-    spec = session._current.find_spec(name, [str(module.path.parent)])
+assert session.current.plan.origin == "shipped"
+session.current.watch()                               # the first import of the runtime
+for name, module in session.current.modules.items():
+    spec = session.current.find_spec(name, [str(module.path.parent)])
     spec.loader.get_code(name), spec.loader.get_source(name)
 session.verify()                                       # sglang's plug-in entry point
-assert sglang_commfix.activate("all") is session._current.plan
+assert sglang_commfix.activate("all") is session.current.plan
 session.add_shim()                                     # an embedder without a .pth file
 shim = Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]) / "sitecustomize.py"
 own = {name: m.__file__ for name, m in sys.modules.items() if name.startswith("sglang_commfix")}

@@ -1,0 +1,181 @@
+"""Ranks of one model run the same patches, or say that they do not, on real process groups."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from rig.environment import INSTALLED, Environment
+from rig.server import _free_port
+
+
+pytestmark = pytest.mark.servers
+
+RELEASE, OTHER = "0.5.11", "0.5.10.post1"
+PROGRAM = Path(__file__).with_name("fleet_ranks.py")
+ON = {"SGLANG_COMMFIX": "1"}
+STRICT = ON | {"SGLANG_COMMFIX_STRICT": "1"}
+SHORT = 4  # seconds, in place of 30, that a rank waits for what others say
+
+
+class Rank(NamedTuple):
+    """What came of a rank."""
+
+    status: int | None  # None: it hung
+    log: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.log.splitlines() if "ERROR sglang-commfix" in line]
+
+    @property
+    def is_up(self) -> bool:
+        return self.status == 0 and "\nup " in f"\n{self.log}"
+
+
+class Fleet:
+    """A way to start ranks, each with its own variables."""
+
+    def __init__(self, environment: Environment, folder: Path) -> None:
+        self.environment, self.folder = environment, folder
+
+    def run(self, *ranks: dict[str, Any], patience: float = 90) -> list[Rank]:
+        variables = self.environment.variables(RELEASE, self.folder)
+        names = [name for name in variables if name.startswith("SGLANG_COMMFIX")]
+        result = subprocess.run(
+            [str(self.environment.python), str(PROGRAM)],
+            env={key: value for key, value in variables.items() if key not in names},
+            input=json.dumps([{"ranks": ranks, "port": _free_port(), "patience": patience}]),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+        return [Rank(**one) for one in json.loads(result.stdout)]
+
+
+@pytest.fixture(scope="module")
+def fleet(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    return Fleet(environment, tmp_path_factory.mktemp("fleet"))
+
+
+def on(environ: dict[str, str] = ON, **more: Any) -> dict[str, Any]:
+    return {"environ": environ, "wait": SHORT, **more}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_that_run_the_same_come_up_without_a_word_and_without_waiting(
+    fleet: Fleet, size: int
+) -> None:
+    ranks = fleet.run(*[on(STRICT) for _ in range(size)])
+    assert [(rank.is_up, rank.errors) for rank in ranks] == [(True, [])] * size
+    waited = [float(rank.log.rpartition("up ")[2].split()[1]) for rank in ranks]
+    assert max(waited) < SHORT
+
+
+def test_a_rank_that_comes_late_is_waited_for(fleet: Fleet) -> None:
+    ranks = fleet.run(on(STRICT), on(STRICT, late=2))
+    assert [(rank.is_up, rank.errors) for rank in ranks] == [(True, [])] * 2
+
+
+def test_two_ways_to_select_the_same_text_and_an_older_register_with_it_agree(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    def command(*words: str) -> str:
+        variables = fleet.environment.variables(RELEASE, tmp_path)
+        python = [str(fleet.environment.python), "-m", "sglang_commfix"]
+        return subprocess.run(
+            [*python, *words], env=variables, capture_output=True, text=True, check=True
+        ).stdout
+
+    older = tmp_path / "older.json"
+    command("lock", "--output", str(older))
+    lock = json.loads(older.read_text())
+    applied = [one for one in lock["decisions"] if one["decision"] == "apply"]
+    on_by_default = [one for one in applied if one["kind"] in {"correctness", "stability"}]
+    assert len(applied) < len(lock["decisions"])
+    older.write_text(json.dumps(lock | {"decisions": applied}))
+    same = ",".join(one["id"] for one in on_by_default)
+    ranks = fleet.run(
+        on(STRICT),
+        on(STRICT | {"SGLANG_COMMFIX": same}),
+        on(STRICT | {"SGLANG_COMMFIX_LOCK": str(older)}),
+    )
+    assert [(rank.is_up, rank.errors) for rank in ranks] == [(True, [])] * 3
+
+
+class TestDifferences:
+    """Proven ones end the start of every rank, whether strict or not."""
+
+    ENTRY = "24785-sum-len-contract"
+
+    def test_another_selection(self, fleet: Fleet) -> None:
+        ranks = fleet.run(on(), on(ON | {"SGLANG_COMMFIX": f"1,-{self.ENTRY}"}))
+        assert [rank.status for rank in ranks] == [1, 1]
+        one, other = [rank.errors for rank in ranks]
+        assert [line.partition(" ERROR ")[2] for line in one] == [
+            line.partition(" ERROR ")[2] for line in other
+        ]
+        assert len(one) == 1
+        assert "ranks of one model run different patches. rank 0 on " in one[0]
+        assert f"(without {self.ENTRY})" in one[0]
+        assert all("MixedFleetError" in rank.log for rank in ranks)
+
+    def test_a_variable_lets_them_go_on(self, fleet: Fleet) -> None:
+        mixed = ON | {"SGLANG_COMMFIX_ALLOW_MIXED": "1"}
+        ranks = fleet.run(on(mixed), on(mixed | {"SGLANG_COMMFIX": f"1,-{self.ENTRY}"}))
+        assert [(rank.is_up, len(rank.errors)) for rank in ranks] == [(True, 1)] * 2
+
+    def test_another_sglang(self, fleet: Fleet) -> None:
+        path = str(fleet.environment.release_folder(OTHER))
+        ranks = fleet.run(on(), on(path=path))
+        assert [rank.status for rank in ranks] == [1, 1]
+        assert f"sglang 0.5.10 or {OTHER} at" in ranks[1].log
+
+    def test_an_entry_that_changes_no_collective_is_an_error_and_ends_strict_ranks_alone(
+        self, fleet: Fleet
+    ) -> None:
+        less = {"SGLANG_COMMFIX": "1,-triton-pool-alignment"}
+        ranks = fleet.run(on(), on(ON | less))
+        assert [(rank.is_up, len(rank.errors)) for rank in ranks] == [(True, 1)] * 2
+        ranks = fleet.run(on(STRICT), on(STRICT | less))
+        assert [rank.status for rank in ranks] == [78, 78]
+
+
+class TestSilence:
+    """A rank that says nothing is an error, and ends those that are strict."""
+
+    def test_a_rank_without_the_variable(self, fleet: Fleet) -> None:
+        ranks = fleet.run(on(), on({}))
+        assert [(rank.is_up, len(rank.errors)) for rank in ranks] == [(True, 1), (True, 0)]
+        assert f"rank 1 did not say within {SHORT} s what it runs" in ranks[0].errors[0]
+        assert fleet.run(on(STRICT), on({}), patience=30)[0].status == 78
+
+    def test_a_rank_that_is_killed_in_the_middle(self, fleet: Fleet) -> None:
+        ranks = fleet.run(on(STRICT), on(STRICT), on(STRICT, ends=True), patience=40)
+        assert [rank.status for rank in ranks] == [78, 78, 9]
+        assert all("rank 2 did not say" in rank.errors[0] for rank in ranks[:2])
+
+    def test_it_is_no_error_where_nothing_is_applied_that_changes_a_collective(
+        self, fleet: Fleet
+    ) -> None:
+        alone = STRICT | {"SGLANG_COMMFIX": "triton-pool-alignment"}
+        ranks = fleet.run(on(alone), on({}))
+        assert [(rank.is_up, rank.errors) for rank in ranks] == [(True, [])] * 2
+
+    def test_it_is_no_error_under_elastic_expert_parallelism(self, fleet: Fleet) -> None:
+        rejoins = {"arguments": {"recovered_rank": True}}
+        ranks = fleet.run(on(STRICT, **rejoins), on({}, **rejoins))
+        assert [(rank.is_up, rank.errors) for rank in ranks] == [(True, [])] * 2
+
+
+def test_a_comparison_that_fails_stops_no_rank_that_is_not_strict(fleet: Fleet) -> None:
+    ranks = fleet.run(on(broken=True), on(broken=True))
+    assert [(rank.is_up, len(rank.errors)) for rank in ranks] == [(True, 1)] * 2
+    assert "ranks could not be compared: ConnectionError: gone" in ranks[0].errors[0]
+    strict = fleet.run(on(STRICT, broken=True), on(STRICT, broken=True))
+    assert [rank.status for rank in strict] == [78, 78]
