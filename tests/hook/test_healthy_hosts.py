@@ -800,7 +800,7 @@ serve()
 }
 SHAPES = {
     "a_program_in_an_archive": Host(command=zipped),
-    "a_program_from_standard_input": Host(
+    "a_program_as_an_argument": Host(
         command=lambda site: ["-c", "import runpy; runpy.run_path('program.py', run_name='__main__')"]
     ),
     "a_module_run_as_a_program": Host(command=lambda site: ["-m", "program"]),
@@ -876,6 +876,22 @@ serve()
         lines=0,
     ),
 }
+# What cannot be patched, or what the host has put out of force, is said, and strict ends it.
+UNHEALTHY = {
+    "the_meta_path_is_turned_round": Host("sys.meta_path.reverse()\nserve()"),
+    "the_meta_path_is_turned_round_behind_sglang": Host(
+        "import sglang.srt; sys.meta_path.reverse()\nserve()"
+    ),
+    "something_that_never_calls_the_original": around("C.should_fuse = lambda self, batch: True"),
+    "a_subclass_that_never_calls_super": around(
+        "class Vendor(C):",
+        "    def should_fuse(self, batch): return True",
+        "communicator.LayerCommunicator = Vendor",
+    ),
+    "a_plugin_that_replaces_the_edited_function": plugin(
+        "REPLACE", "def hook(self, batch):\n    return True"
+    ),
+}
 HOSTS = IMPORT_HOOKS | AGENTS | META_PATH | MODULES | AROUND | PLUGINS
 HOSTS |= PROCESSES | SHAPES | LOGS
 
@@ -911,7 +927,9 @@ def says(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith(("answer: ", "also: "))]
 
 
-def start(host: Host, site: Site, select: str | None) -> tuple[list[str], list[str], list[str]]:
+def start(
+    host: Host, site: Site, select: str | None, status: int = 0
+) -> tuple[list[str], list[str], list[str]]:
     """Return what the host has said, what this package has, and what else stands on standard error."""
     (site.root / "program.py").write_text(SERVE + host.program)
     for name, text in host.files.items():
@@ -927,7 +945,7 @@ def start(host: Host, site: Site, select: str | None) -> tuple[list[str], list[s
         PYTEST_ADDOPTS="",
         **host.environ,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode == status, result.stdout + result.stderr
     lines = result.stderr.splitlines()
     ours = [line for line in lines if "sglang-commfix: " in line]
     return says(result.stdout), ours, [line for line in lines if line not in ours]
@@ -961,11 +979,24 @@ def test_who_plays_the_edited_module_goes_on(name: str, site: Site) -> None:
     assert said == [["also: goes on"]] * 2
 
 
+@pytest.mark.one_python
+@pytest.mark.parametrize("name", UNHEALTHY)
+def test_an_unhealthy_host_is_told(name: str, site: Site) -> None:
+    host = UNHEALTHY[name]
+    host.prepare(site)
+    plain, silent, _ = start(host, site, None)
+    assert (plain, silent) == (["answer: True"], [])
+    said, ours, _ = start(host, site, "1", status=78)
+    assert said == []
+    assert ["ERROR" in line for line in ours] == [False] * (len(ours) - 1) + [True]
+
+
 def test_the_page_lists_every_host() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
     _, _, half = page.partition("## Healthy hosts\n")
-    rows = [line for line in half.splitlines() if line.startswith("| ") and "`test_" in line]
+    rows = [line for line in half.splitlines() if line.startswith("| ")]
     named = [name for row in rows for name in re.findall(r"`test_([^`]+)`", row)]
     hosts = [f"host[{name}]" for name in HOSTS]
-    mocked = [f"who_plays_the_edited_module_goes_on[{name}]" for name in MOCKED]
-    assert sorted(name for name in named if "[" in name) == sorted(hosts + mocked)
+    hosts += [f"who_plays_the_edited_module_goes_on[{name}]" for name in MOCKED]
+    hosts += [f"an_unhealthy_host_is_told[{name}]" for name in UNHEALTHY]
+    assert sorted(named) == sorted(hosts)
