@@ -168,6 +168,15 @@ subprocess.run([sys.executable, "-c", {code!r}])
         assert "cannot import sglang_commfix (not here); sglang runs as installed" in result.stderr
 
 
+def test_the_readme_shows_the_whole_start_up_file() -> None:
+    root = Path(__file__).parents[2]
+    readme = (root / "README.md").read_text()
+    line = (root / "startup" / "sglang_commfix.pth").read_text()
+    assert f"here is all of it:\n\n```python\n{line}```\n" in readme
+    assert "[one file](sglang_commfix/__init__.py) of fewer than 100 lines" in readme
+    assert (root / "sglang_commfix" / "__init__.py").read_text().count("\n") < 100
+
+
 def test_status_always_tells_whether_the_hook_runs(site: Site) -> None:
     words = ["-m", "sglang_commfix", "status"]
     assert "the start-up hook runs" in site.command([sys.executable, *words]).stdout

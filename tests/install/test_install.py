@@ -110,12 +110,34 @@ def test_the_wheel_has_the_locks_of_every_release_and_they_are_small(built: Path
     assert max(size for name, size in locks.items() if "/locks/" in name) <= 30_000
 
 
-def test_the_wheel_is_the_same_byte_for_byte_when_it_is_built_again(
+def test_the_wheel_is_the_same_byte_for_byte_wherever_and_however_it_is_built(
+    built: Path, checkout: Path, tmp_path: Path
+) -> None:
+    """Another folder, files that came there in another order, other permissions, time zone, hashes."""
+    (wheel,) = built.glob("*.whl")
+    copy = tmp_path / "another folder"
+    for file in sorted((f for f in checkout.rglob("*") if f.is_file()), reverse=True):
+        (copy / file.relative_to(checkout)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy / file.relative_to(checkout))
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", copy]
+    other = {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C", "TMPDIR": str(tmp_path)}
+    run("sh", "-c", 'umask 077; exec "$@"', "sh", *build, **other)
+    assert (tmp_path / "dist" / wheel.name).read_bytes() == wheel.read_bytes()
+
+
+def test_another_source_date_epoch_changes_the_dates_in_the_wheel_alone(
     built: Path, checkout: Path, tmp_path: Path
 ) -> None:
     (wheel,) = built.glob("*.whl")
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, checkout)
-    assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, checkout]
+    run(*build, SOURCE_DATE_EPOCH="1700000000")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(tmp_path / wheel.name) as other:
+        assert {info.date_time[:3] for info in one.infolist()} == {(2020, 2, 2)}
+        assert {info.date_time[:3] for info in other.infolist()} == {(2023, 11, 14)}
+        assert one.namelist() == other.namelist()
+        assert [one.read(name) for name in one.namelist()] == [
+            other.read(name) for name in other.namelist()
+        ]
 
 
 def test_the_wheel_needs_wrapt_and_packaging_and_nothing_else(built: Path) -> None:

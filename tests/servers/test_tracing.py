@@ -91,3 +91,25 @@ one = torch.ones(())
 print(c.output(layer, batch, one).item(), compiled(layer, batch, one).item())
 """
     assert run(site, environment, code, select) == f"{expected} {expected}\n"
+
+
+def test_who_compiles_the_edited_function_runs_it_patched(
+    site: Site, environment: Environment
+) -> None:
+    """What stands under its name then is an object of torch's, which is no reason to complain."""
+    code = """
+import torch, types
+from sglang.srt.layers import communicator as c
+from sglang_commfix.run.session import verify
+options = {"backend": "eager", "fullgraph": True}
+c.LayerCommunicator.should_fuse = torch.compile(c.LayerCommunicator.should_fuse, **options)
+c.output = torch.compile(c.output, **options)
+verify()
+layer, batch = types.SimpleNamespace(scattered=True), types.SimpleNamespace(size=1)
+print(c.LayerCommunicator.should_fuse(layer, batch), c.output(layer, batch, torch.ones(())).item())
+"""
+    file = site.root / "program.py"
+    file.write_text(code)
+    result = site.command([str(environment.python), str(file)], SGLANG_COMMFIX_STRICT="1")
+    assert result.stdout == "False 1.0\n"
+    assert "ERROR" not in result.stderr
