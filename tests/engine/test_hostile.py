@@ -1,0 +1,145 @@
+"""Source that nobody should write, and a register that is damaged: said, bounded, nothing else lost."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from fake import FAULTY, FILE, MODULE, Upstream, dedented, edit, patch, plan, reason, verdicts
+
+from sglang_commfix.engine.fingerprint import all_suites
+from sglang_commfix.engine.register import Register
+from sglang_commfix.engine.rewrite import anchors_in
+
+
+TEXT = dedented(FAULTY)
+OTHER = "sglang.srt.layers.other"
+EDITS = {
+    "1-after": edit(),
+    "2-before": edit(find="size = batch.size", before="pass"),
+    "3-replace": edit(find="return size > 0", replace="return size > 2"),
+}
+
+
+@pytest.fixture
+def register(tmp_path: Path, upstream: Upstream) -> Register:
+    patches = [patch(name, edit=[one]) for name, one in EDITS.items()]
+    return upstream.register(tmp_path / "patches", *patches)
+
+
+def holding(tmp_path: Path, text: str | bytes, file: str = FILE) -> Path:
+    """Write an sglang whose module has exactly these bytes."""
+    path = tmp_path / "site" / "sglang" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return tmp_path / "site"
+
+
+SUITES = """
+def f():
+    try:
+        a = 0
+    except E:
+        a = 1
+    else:
+        a = 2
+    finally:
+        a = 3
+    try:
+        pass
+    except* E:
+        a = 4
+    match a:
+        case 1:
+            a = 5
+    def g():
+        a = 6
+"""
+
+
+@pytest.mark.skipif("sys.version_info < (3, 11)", reason="except* is 3.11's")
+def test_every_suite_is_met_once() -> None:
+    tree = ast.parse(SUITES)
+    assert [len(anchors_in(tree, ast.parse(f"a = {n}").body)) for n in range(7)] == [1] * 7
+    lines = [suite[0].lineno for suite in all_suites(tree)]
+    assert sorted(lines) == sorted(set(lines))
+
+
+NEUTRAL = {
+    "lone CR": TEXT.replace("\n", "\r"),
+    "lone CR, two statements a line": TEXT.replace(
+        "size = batch.size  # tokens", "size = batch.size; pass"
+    )
+    .replace("size > 0", "size > 0; pass")
+    .replace("\n", "\r"),
+    "CRLF": TEXT.replace("\n", "\r\n"),
+    **{
+        f"a backslash and a blank line, {end!r}": TEXT.replace("size > 0\n", "size > 0 \\\n\n")
+        .replace("return 1\n", "return 1 \\\n    \n")
+        .replace("\n", end)
+        for end in ("\n", "\r\n", "\r")
+    },
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("text", NEUTRAL.values(), ids=NEUTRAL)
+def test_neutral_source_is_edited(
+    tmp_path: Path, register: Register, text: str, name: str
+) -> None:
+    made = plan(register, holding(tmp_path, text), name)
+    assert verdicts(made)[name] == "apply", reason(made, name)
+    compile(made.modules[MODULE].after, "m.py", "exec")
+
+
+def test_the_line_of_an_edit_is_counted_in_a_file_with_lone_crs(
+    tmp_path: Path, register: Register
+) -> None:
+    made = plan(register, holding(tmp_path, TEXT.replace("\n", "\r")), "3-replace")
+    (splice,) = next(p for p in made.patches if p["id"] == "3-replace")["splices"]
+    assert splice["at"] == TEXT.splitlines().index("        return size > 0") + 1
+
+
+def two_files(tmp_path: Path, upstream: Upstream) -> Register:
+    """A register with one entry in the module, and one in another."""
+    for files in upstream.releases.values():
+        files[OTHER] = files[MODULE]
+    sound = [{"module": OTHER, "unmentioned": ["should_fuse"], "why": "nothing is fused"}]
+    other = patch("2-other", edit=[edit(module=OTHER)], sound=sound)
+    holding(tmp_path, TEXT, "srt/layers/other.py")
+    return upstream.register(tmp_path / "patches", patch(), other)
+
+
+HOSTILE = {
+    "idna": (b"# coding: idna\n" + TEXT.encode(), "communicator.py cannot be decoded: "),
+    "undefined": (b"# coding: undefined\n" + TEXT.encode(), "cannot be decoded: "),
+    "punycode": (b"# coding: punycode\n" + TEXT.encode(), "cannot be decoded: "),
+    "rot13": (b"# coding: rot13\n" + TEXT.encode(), "is not a text encoding"),
+    "no codec": (b"# coding: none\n" + TEXT.encode(), "unknown encoding: none"),
+    "lossy": (b"# coding: unicode_escape\n" + TEXT.encode(), "loses bytes"),
+    "NUL": (TEXT.encode() + b"\0", "cannot be parsed"),
+    **{
+        f"{depth} operators": (TEXT.encode() + b"z = q" + b" + q" * depth, "")
+        for depth in (300, 500, 700, 900, 950, 990, 1000, 3000)
+    },
+    **{
+        f"{depth} branches": (
+            TEXT.encode() + b"if x:\n    y = 1\n" + b"elif x:\n    y = 1\n" * depth,
+            "",
+        )
+        for depth in (300, 900, 990, 1500)
+    },
+}
+
+
+@pytest.mark.parametrize(("raw", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_a_file_that_cannot_be_taken_apart_costs_its_own_entries_alone(
+    tmp_path: Path, upstream: Upstream, raw: bytes, message: str
+) -> None:
+    register = two_files(tmp_path, upstream)
+    made = plan(register, holding(tmp_path, raw))
+    assert verdicts(made)["2-other"] == "apply"
+    if message:
+        assert verdicts(made)["1-guard"] == "refused"
+        assert message in reason(made)
