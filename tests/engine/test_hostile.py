@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from fake import FAULTY, FILE, MODULE, Upstream, dedented, edit, patch, plan, re
 from sglang_commfix.engine.fingerprint import all_suites
 from sglang_commfix.engine.register import Register
 from sglang_commfix.engine.rewrite import anchors_in
+from sglang_commfix.errors import SglangNotFoundError
+from sglang_commfix.files import find_sglang
 
 
 TEXT = dedented(FAULTY)
@@ -143,3 +148,46 @@ def test_a_file_that_cannot_be_taken_apart_costs_its_own_entries_alone(
     if message:
         assert verdicts(made)["1-guard"] == "refused"
         assert message in reason(made)
+
+
+def a_fifo(file: Path) -> None:
+    os.mkfifo(file)
+
+
+def a_folder(file: Path) -> None:
+    file.mkdir()
+
+
+def a_long_file(file: Path) -> None:
+    file.write_text(TEXT + "# a comment\n" * (1 << 18))
+
+
+def a_link_to_a_device(file: Path) -> None:
+    file.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("put", [a_fifo, a_folder, a_long_file, a_link_to_a_device])
+def test_what_is_no_file_to_be_read_is_said_and_keeps_nothing_waiting(
+    tmp_path: Path, upstream: Upstream, put: Callable[[Path], None]
+) -> None:
+    register = two_files(tmp_path, upstream)
+    file = tmp_path / "site" / "sglang" / FILE
+    put(file)
+    made = plan(register, tmp_path / "site")
+    assert verdicts(made) == {"1-guard": "refused", "2-other": "apply"}
+    message = f"{file} cannot be read: it is no regular file of at most 2 MB. "
+    assert message in reason(made)
+
+
+def test_sglang_in_an_archive_is_not_told_to_be_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding(tmp_path, TEXT)
+    (tmp_path / "site" / "sglang" / "__init__.py").touch()
+    archive = tmp_path / "sglang.zip"
+    shutil.make_archive(str(archive.with_suffix("")), "zip", tmp_path / "site")
+    monkeypatch.syspath_prepend(str(archive))
+    with pytest.raises(SglangNotFoundError) as caught:
+        find_sglang()
+    message = f"{archive}/sglang/__init__.py, which is in an archive, where no file of it can be "
+    assert f"{message}read: install it unpacked" in str(caught.value)
