@@ -7,12 +7,26 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake import FAULTY, FILE, MODULE, Upstream, dedented, edit, patch, plan, reason, verdicts
+from fake import (
+    FAULTY,
+    FILE,
+    MODULE,
+    Upstream,
+    dedented,
+    edit,
+    patch,
+    plan,
+    reason,
+    toml,
+    verdicts,
+)
 
+from sglang_commfix.engine.errors import RegisterError
 from sglang_commfix.engine.fingerprint import all_suites
-from sglang_commfix.engine.register import Register
+from sglang_commfix.engine.register import Register, load_folder
 from sglang_commfix.engine.rewrite import anchors_in
 from sglang_commfix.errors import SglangNotFoundError
 from sglang_commfix.files import find_sglang
@@ -90,9 +104,7 @@ NEUTRAL = {
 
 @pytest.mark.parametrize("name", EDITS)
 @pytest.mark.parametrize("text", NEUTRAL.values(), ids=NEUTRAL)
-def test_neutral_source_is_edited(
-    tmp_path: Path, register: Register, text: str, name: str
-) -> None:
+def test_neutral_source_is_edited(tmp_path: Path, register: Register, text: str, name: str) -> None:
     made = plan(register, holding(tmp_path, text), name)
     assert verdicts(made)[name] == "apply", reason(made, name)
     compile(made.modules[MODULE].after, "m.py", "exec")
@@ -191,3 +203,103 @@ def test_sglang_in_an_archive_is_not_told_to_be_something_else(
         find_sglang()
     message = f"{archive}/sglang/__init__.py, which is in an archive, where no file of it can be "
     assert f"{message}read: install it unpacked" in str(caught.value)
+
+
+def wrong(key: str, value: Any) -> dict[str, Any]:
+    return patch(**{key: value})
+
+
+CLAUSE = {"module": MODULE, "scope": "f", "why": ""}
+ENTRIES = [
+    (wrong("id", 7), "id is 7, which should be str"),
+    (wrong("pr", "7"), "pr is '7', which should be int"),
+    (wrong("pr", True), "pr is True, which should be int"),
+    (wrong("order", 1.5), "order is 1.5, which should be int"),
+    (wrong("kind", ["correctness"]), "kind is ['correctness'], which is none of correctness, "),
+    (wrong("affected", 1.1), "affected is 1.1, which should be str"),
+    (wrong("affected", "banana"), "affected: Invalid specifier: 'banana'"),
+    (wrong("fixed_in", "banana"), "fixed_in is 'banana', which is not in releases.json"),
+    (wrong("fixed_in", 1.3), "fixed_in is 1.3, which should be str"),
+    (wrong("links", "https://…"), "links is 'https://…', which should be a list"),
+    (wrong("links", [7]), "links[0] is 7, which should be str"),
+    (wrong("fixes", ["7"]), "fixes[0] is '7', which should be int"),
+    (wrong("requires", "2-more"), "requires is '2-more', which should be a list"),
+    (wrong("conflicts", [2]), "conflicts[0] is 2, which should be str"),
+    (wrong("title", False), "title is False, which should be str"),
+    (wrong("kinds", "x"), "'kinds' is unknown; there may be id, kind, affected"),
+    (wrong("edit", []), "an entry edits something"),
+    (wrong("edit", "x"), "edit is 'x', which should be a list"),
+    (wrong("edit", [7]), "edit[0] is 7, which should be a table of module, scope, find"),
+    (wrong("edit", [edit(find=["x"])]), "edit[0]: find is ['x'], which should be str"),
+    (wrong("edit", [edit(given=["x"])]), "edit[0]: given is ['x'], which should be a dict"),
+    (wrong("edit", [edit(given={"x": 1})]), "edit[0]: given['x'] is 1, which should be str"),
+    (wrong("edit", [edit(finds="x")]), "edit[0]: 'finds' is unknown; there may be module, scope"),
+    (wrong("edit", [edit(), edit(find="(:", after="x")]), "edit[1]: find: "),
+    (wrong("edit", [edit(find="x", after="(:")]), "edit[0]: after: "),
+    (wrong("edit", [edit(find="x\0", after="y")]), "edit[0]: find: "),
+    (wrong("edit", [edit(releases="some")]), "edit[0]: releases: Invalid specifier"),
+    (wrong("sound", [CLAUSE | {"releases": ">1."}]), "sound[0]: releases: Invalid specifier"),
+    (wrong("faulty", [CLAUSE | {"why": 1}]), "faulty[0]: why is 1, which should be str"),
+    (wrong("faulty", [{"module": MODULE}]), "faulty[0]: 'why' is missing"),
+    (wrong("beside", [{"id": "1-guard"}]), "beside[0]: 'when' is missing"),
+    (wrong("difference", [{"decision": "d", "when": "(", "why": ""}]), "difference[0]: when: "),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), ENTRIES, ids=[text for _, text in ENTRIES])
+def test_what_is_wrong_in_an_entry_is_said_with_file_and_key(
+    tmp_path: Path, upstream: Upstream, data: dict[str, Any], message: str
+) -> None:
+    upstream.register(tmp_path)
+    file = tmp_path / "1-guard" / "patch.toml"
+    file.write_text(toml(data))
+    with pytest.raises(RegisterError) as caught:
+        load_folder(tmp_path)
+    assert str(caught.value).startswith(f"{file}: {message}")
+
+
+FINGERPRINTS = {
+    "[]": "it is [], which should be a dict",
+    '{"m:f": "x"}': "['m:f'] is 'x', which should be a list",
+    '{"m:f": [["1.0", "1.3", 7]]}': "['m:f'][0][2] is 7, which should be str or null",
+    '{"m:f": [["1.0", "1.3"]]}': "m:f: ['1.0', '1.3'] is no run from a release to a release",
+    '{"m:f": [[null, null, null]]}': "m:f: [None, None, None] is no run from a release to",
+    '{"m:f": [["1.3", "1.0", "x"]]}': "m:f: 1.3 to 1.0 does not follow the run before it",
+    '{"m:f": [["1.0", "1.1", "x"]]}': "m:f: it does not cover every release in releases.json",
+    "{": "is not JSON",
+    "[" * 100000: "is not JSON",
+    "\udcff": "is not JSON",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), FINGERPRINTS.items(), ids=FINGERPRINTS.values())
+def test_what_is_wrong_in_fingerprints_is_said_with_file_and_key(
+    tmp_path: Path, upstream: Upstream, text: str, message: str
+) -> None:
+    upstream.register(tmp_path)
+    file = tmp_path / "1-guard" / "fingerprints.json"
+    file.write_text(text, errors="surrogateescape")
+    with pytest.raises(RegisterError) as caught:
+        load_folder(tmp_path)
+    assert str(caught.value).startswith(f"{file}")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", "[" * 100000])
+def test_what_is_wrong_in_the_list_of_releases_is_said_with_its_file(
+    tmp_path: Path, upstream: Upstream, text: str
+) -> None:
+    upstream.register(tmp_path)
+    (tmp_path / "releases.json").write_text(text)
+    with pytest.raises(RegisterError, match=f"^{tmp_path / 'releases.json'}"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["id =", "x = " + "[" * 100000, "\udcff"])
+def test_an_entry_that_is_no_toml_is_named(tmp_path: Path, upstream: Upstream, text: str) -> None:
+    upstream.register(tmp_path)
+    file = tmp_path / "1-guard" / "patch.toml"
+    file.write_text(text, errors="surrogateescape")
+    with pytest.raises(RegisterError) as caught:
+        load_folder(tmp_path)
+    assert str(caught.value).startswith(f"{file}: ")
