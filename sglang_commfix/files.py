@@ -30,15 +30,14 @@ class Sglang:
 
     def file_of(self, module: str) -> Path:
         """Return the file that ``module`` (``sglang.srt.…``) is read from, existing or not."""
-        base = self.path.parent.joinpath(*module.split("."))
-        package = base / "__init__.py"
-        return package if package.is_file() else base.with_suffix(".py")
+        package = self.path.parent.joinpath(*module.split("."), "__init__.py")
+        return package if package.is_file() else package.parent.with_suffix(".py")
 
     def raw(self, module: str) -> bytes | None:
         """Return the bytes of a module's file; ``None``: no such module. May raise ``OSError``."""
         if module not in self._raw:
             file = self.file_of(module)
-            self._raw[module] = file.read_bytes() if file.exists() else None
+            self._raw[module] = read(file) if file.exists() else None
         return self._raw[module]
 
     def digest(self, module: str) -> str | None:
@@ -54,6 +53,13 @@ class Sglang:
     def differing(self, modules: Mapping[str, str | None]) -> list[Path]:
         """Return the files whose digest is another than ``modules`` say."""
         return [self.file_of(name) for name in modules if self.digest(name) != modules[name]]
+
+
+def read(file: Path) -> bytes:
+    """Return the bytes of ``file``; raise ``OSError`` for a FIFO, and for what takes too long."""
+    if file.stat().st_size > 2 << 20 or not file.is_file():
+        raise OSError("it is no regular file of at most 2 MB")
+    return file.read_bytes()
 
 
 def short_digest(data: bytes) -> str:
@@ -75,12 +81,8 @@ def splice(raw: bytes, splices: Iterable[Splice]) -> bytes:
 
 def ask(finders: list[Any], name: str, path: object, target: object) -> ModuleSpec | None:
     """Return the first spec that one of ``finders`` has."""
-    for finder in finders:
-        find_spec = getattr(finder, "find_spec", None)
-        spec: ModuleSpec | None = find_spec(name, path, target) if find_spec else None
-        if spec is not None:
-            return spec
-    return None
+    specs = (f.find_spec(name, path, target) for f in finders if hasattr(f, "find_spec"))
+    return next((spec for spec in specs if spec is not None), None)
 
 
 def find_sglang() -> Sglang | None:
@@ -93,7 +95,7 @@ def find_sglang() -> Sglang | None:
     if path := next((folder for folder in folders if (folder / "srt").is_dir()), None):
         return Sglang(path)
     found = spec.origin or ", ".join(map(str, folders)) or "a built-in module"
-    wrong = (
-        f"what Python imports as sglang is {found}, which is not sglang's runtime (it has no srt/"
-    )
-    raise SglangNotFoundError(f"{wrong} folder): move away what has taken sglang's name")
+    wrong = "not sglang's runtime (it has no srt/ folder): move away what has taken sglang's name"
+    if any(parent.is_file() for folder in folders for parent in folder.parents):
+        wrong = "in an archive, where no file of it can be read: install it unpacked"
+    raise SglangNotFoundError(f"what Python imports as sglang is {found}, which is {wrong}")

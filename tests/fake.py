@@ -155,13 +155,20 @@ class Upstream:
 def toml(data: dict[str, Any]) -> str:
     """Write the few kinds of value that ``patch.toml`` has."""
     plain = {key: value for key, value in data.items() if not _is_tables(value)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    lines = [f"{key} = {_inline(value)}" for key, value in plain.items()]
     for key, value in data.items():
         if _is_tables(value):
             for table in value:
                 lines.append(f"[[{key}]]")
-                lines += [f"{name} = {json.dumps(item)}" for name, item in table.items()]
+                lines += [f"{name} = {_inline(item)}" for name, item in table.items()]
     return "\n".join(lines) + "\n"
+
+
+def _inline(value: object) -> str:
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    items = ", ".join(f"{key} = {json.dumps(item)}" for key, item in value.items())
+    return f"{{ {items} }}"
 
 
 def _is_tables(value: object) -> bool:

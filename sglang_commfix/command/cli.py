@@ -26,6 +26,7 @@ from sglang_commfix.engine.register import load
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.errors import CommfixError, SettingsError, SglangNotFoundError
 from sglang_commfix.run.host import LOCK, read_settings
+from sglang_commfix.run.own_lock import read_json
 from sglang_commfix.run.plan import OWN_NAME, SHIPPED, Plan, parse_selection, select
 
 
@@ -318,6 +319,7 @@ def _lock(arguments: argparse.Namespace) -> int:
     lock = own_lock.make(sglang, allow)
     plan = select(sglang, settings, lock, str(file))
     own_lock.write(lock, file)
+    read_json(file, sglang)  # as a server will
     print(f"{file}: the lock of sglang {lock['sglang']} at {sglang.path}")
     for patch in plan.patches:
         print(f"{patch['decision']:<10}  {patch['id']}: {reason_of(plan, patch)}")

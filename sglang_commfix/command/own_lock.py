@@ -45,6 +45,7 @@ def write(lock: Lock, file: Path) -> None:
     scratch = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         scratch.write_text(pretty(lock) + "\n", encoding="utf-8")
+        scratch.chmod(scratch.stat().st_mode & ~0o022)  # whatever the umask: it is code
         scratch.replace(file)
     except OSError as error:
         with suppress(OSError):
@@ -62,7 +63,7 @@ def differences(file: Path, sglang: Sglang) -> Iterator[str]:
         LockError: the file cannot be read.
 
     """
-    there = read_json(file)
+    there = read_json(file, sglang)
     now = make(sglang, there["allowed"])
     old = {decision["id"]: decision for decision in there["decisions"]}
     for decision in now["decisions"]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sglang_commfix import FINDER, SELECT
 from sglang_commfix.command.locate import current_plan, shadowed_by
+from sglang_commfix.damage import told
 from sglang_commfix.engine import shipped
 from sglang_commfix.engine.errors import SourceError
 from sglang_commfix.engine.fingerprint import find_scope
 from sglang_commfix.engine.register import Target, load, patches_folder
 from sglang_commfix.engine.tree import Tree
+from sglang_commfix.errors import CommfixError
 from sglang_commfix.run.host import NOT_HOOKED
+from sglang_commfix.run.installed import damage
 from sglang_commfix.run.plan import DEFAULT_KINDS, parse_selection
 
 
@@ -143,9 +147,11 @@ def status(sglang_path: str | Path | None = None, select: str | None = None) -> 
         select: another value than the environment's ``SGLANG_COMMFIX``. With neither, ``1``.
 
     Raises:
-        CommfixError: there is no sglang, or a setting or the user's own lock cannot be used.
+        CommfixError: there is no sglang; a setting or the user's own lock cannot be used; or this
+            installation is damaged, so that a server would apply nothing.
 
     """
+    _load_what_a_server_loads()
     plan = current_plan(sglang_path, select)
     select_from = "environment" if os.environ.get(SELECT, "").strip() else "default"
     warnings = []
@@ -170,6 +176,22 @@ def status(sglang_path: str | Path | None = None, select: str | None = None) -> 
         warnings=tuple(warnings),
         patches=tuple(_patch_report(plan, register, tree, patch) for patch in plan.patches),
     )
+
+
+def _load_what_a_server_loads() -> None:
+    """Find out whether a server could do what is going to be said.
+
+    Raises:
+        CommfixError: it could not, since this installation is damaged.
+
+    """
+    if what := damage():
+        raise CommfixError(what)
+    try:
+        for name in ("session", "loader", "own_lock"):
+            import_module(f"sglang_commfix.run.{name}")
+    except Exception as error:
+        raise CommfixError(told(error)) from error
 
 
 def _likeness(plan: Plan, register: Register, tree: Tree) -> Likeness | None:

@@ -159,10 +159,22 @@ def _definitions(body: list[ast.stmt]) -> Iterator[Definition]:
 
 
 def suites(node: ast.AST) -> Iterator[list[ast.stmt]]:
-    """Yield the statement lists that ``node`` holds directly, those of its handlers included."""
+    """Yield the statement lists that ``node`` holds directly, those of its handlers included.
+
+    Not for each node of :func:`ast.walk`, which meets the handlers once more: :func:`all_suites`.
+    """
     for name in ("body", "orelse", "finalbody"):
         suite = getattr(node, name, None)
         if isinstance(suite, list) and suite and isinstance(suite[0], ast.stmt):
             yield suite
     for part in (*getattr(node, "handlers", ()), *getattr(node, "cases", ())):
         yield part.body
+
+
+def all_suites(scope: ast.AST) -> Iterator[list[ast.stmt]]:
+    """Yield every statement list in ``scope`` once."""
+    waiting = list(suites(scope))[::-1]
+    while waiting:
+        suite = waiting.pop()
+        yield suite
+        waiting += [inner for node in suite for inner in suites(node)][::-1]

@@ -60,6 +60,14 @@ class Placed:
             collect(part, reads, binds)
         return frozenset(reads), frozenset(binds)
 
+    @cached_property
+    def written(self) -> str:
+        """Its normal form, without its suites."""
+        parts = own_parts(self.node)
+        if parts == [self.node]:
+            return normal_form(self.node)
+        return f"{type(self.node).__name__} {' '.join(normal_form(part) for part in parts)}"
+
     def is_inside(self, statements: Sequence[ast.stmt]) -> bool:
         """Tell whether it is one of ``statements``, or in a suite of one."""
         return any(self.node is one for one in statements) or any(
@@ -114,14 +122,6 @@ def own_parts(node: ast.stmt) -> list[ast.AST]:
     if isinstance(node, ast.Try):
         return []
     return [node]
-
-
-def written(node: ast.stmt) -> str:
-    """Return the normal form of a statement without its suites."""
-    parts = own_parts(node)
-    if parts == [node]:
-        return normal_form(node)
-    return f"{type(node).__name__} {' '.join(normal_form(part) for part in parts)}"
 
 
 def _dotted(node: ast.AST) -> Path | None:

@@ -163,7 +163,7 @@ def _splice(source: Source, syntax: ast.Module, edit: Edit, one: TextSplice) -> 
         "scope": edit.target.scope,
         "operation": edit.operation,
         "line": len(source.lines) if scope is None else scope.lineno,
-        "at": source.text.count("\n", 0, one.start) + 1,
+        "at": source.lineno(one.start),
         "start": start,
         "stop": stop,
         "rank": one.rank,

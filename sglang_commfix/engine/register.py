@@ -11,14 +11,15 @@ import json
 import sys
 import textwrap
 from dataclasses import dataclass, replace
-from functools import cache
-from itertools import groupby
+from functools import cache, partial
+from itertools import groupby, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from sglang_commfix.check import misshapen
 from sglang_commfix.engine.errors import RegisterError
 from sglang_commfix.files import short_digest
 
@@ -29,14 +30,87 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+_T = TypeVar("_T")
 Kind = Literal["correctness", "stability", "performance", "feature"]
 Operation = Literal["replace", "before", "after", "append"]
 
-KINDS: tuple[Kind, ...] = ("correctness", "stability", "performance", "feature")
 _OPERATIONS: tuple[Operation, ...] = ("replace", "before", "after", "append")
 _TEXTS = ("title", "seen", "flags", "symptom", "cause", "hits", "change")
+
+
+class _Place(TypedDict):
+    module: str
+
+
+class _EditTable(_Place, total=False):
+    scope: str
+    find: str
+    replace: str
+    before: str
+    after: str
+    append: str
+    releases: str
+    given: dict[str, str]
+
+
+class _Shown(_Place):
+    why: str
+
+
+class _ClauseTable(_Shown, total=False):
+    scope: str
+    find: str
+    unmentioned: list[str]
+    releases: str
+    given: dict[str, str]
+    after: str
+
+
+class _Decided(TypedDict):
+    decision: str
+    when: str
+    why: str
+
+
+class _DifferenceTable(_Decided, total=False):
+    releases: str
+
+
+class _BesideTable(TypedDict):
+    id: str
+    when: str
+
+
+class _Told(TypedDict):
+    id: str
+    kind: Kind
+    affected: str
+    links: list[str]
+    title: str
+    seen: str
+    flags: str
+    symptom: str
+    cause: str
+    hits: str
+    change: str
+    edit: list[_EditTable]
+
+
+class _Table(_Told, total=False):
+    """``patch.toml``; ``CONTRIBUTING.md`` says what each key is for."""
+
+    order: int
+    pr: int
+    fixed_in: str
+    fixes: list[int]
+    requires: list[str]
+    conflicts: list[str]
+    faulty: list[_ClauseTable]
+    sound: list[_ClauseTable]
+    difference: list[_DifferenceTable]
+    beside: list[_BesideTable]
 
 
 def parsed(text: str) -> list[ast.stmt]:
@@ -452,13 +526,13 @@ def load_folder(folder: Path, *, complete: bool = True) -> Register:
 def _load_patch(file: Path, complete: bool) -> Patch:
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
+        if wrong := misshapen(data, _Table):
+            raise RegisterError(f"{file}: {wrong}")
         patch = _patch(file.parent, data)
         if complete:
             _check_fingerprints(patch)
         return patch
-    except KeyError as error:
-        raise RegisterError(f"{file}: {error.args[0]!r} is missing") from error
-    except (OSError, ValueError, InvalidSpecifier, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, RecursionError) as error:
         raise RegisterError(f"{file}: {error}") from error
 
 
@@ -473,10 +547,11 @@ def _check_fingerprints(patch: Patch) -> None:
 def _patch(folder: Path, data: dict[str, Any]) -> Patch:
     if data["id"] != folder.name:
         raise ValueError(f"id {data['id']!r} is not the folder's name")
-    if data["kind"] not in KINDS:
-        raise ValueError(f"kind {data['kind']!r} is none of {', '.join(KINDS)}")
-    affected = SpecifierSet(data["affected"])
-    edits = tuple(_edit(folder, item, affected) for item in data["edit"])
+    affected = _named("affected", lambda: SpecifierSet(data["affected"]))
+    fingerprints = _fingerprints(folder)
+    edits = _each(data, "edit", lambda item: _edit(folder, item, affected))
+    if not edits:
+        raise ValueError("an entry edits something")
     _check_anchors(edits)
     return Patch(
         id=data["id"],
@@ -484,20 +559,42 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
         pr=data.get("pr"),
         kind=data["kind"],
         affected=affected,
-        fixed_in=data.get("fixed_in"),
+        fixed_in=_fixed_in(data.get("fixed_in"), fingerprints.releases),
         fixes=tuple(data.get("fixes", ())),
         links=tuple(data["links"]),
         requires=tuple(data.get("requires", ())),
         conflicts=tuple(data.get("conflicts", ())),
         collective=data["collective"],
         edits=edits,
-        faulty=tuple(_clause(item, affected, deep=True) for item in data.get("faulty", ())),
-        sound=tuple(_clause(item, SpecifierSet(), deep=False) for item in data.get("sound", ())),
-        differences=tuple(_difference(item, affected) for item in data.get("difference", ())),
-        beside=tuple(Beside(item["id"], item["when"]) for item in data.get("beside", ())),
-        fingerprints=_fingerprints(folder),
+        faulty=_each(data, "faulty", lambda item: _clause(item, affected, deep=True)),
+        sound=_each(data, "sound", lambda item: _clause(item, SpecifierSet(), deep=False)),
+        differences=_each(data, "difference", lambda item: _difference(item, affected)),
+        beside=_each(data, "beside", lambda item: Beside(item["id"], item["when"])),
+        fingerprints=fingerprints,
         **{name: data[name].strip() for name in _TEXTS},
     )
+
+
+def _named(key: str, read: Callable[[], _T]) -> _T:
+    """Name the key in what is wrong with its value."""
+    try:
+        return read()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def _each(
+    data: Mapping[str, Any], key: str, read: Callable[[dict[str, Any]], _T]
+) -> tuple[_T, ...]:
+    """Read every table of a name."""
+    tables = enumerate(data.get(key, ()))
+    return tuple(_named(f"{key}[{at}]", partial(read, item)) for at, item in tables)
+
+
+def _fixed_in(release: str | None, releases: Sequence[str]) -> str | None:
+    if release is not None and release not in releases:
+        raise ValueError(f"fixed_in is {release!r}, which is not in releases.json")
+    return release
 
 
 def _check_anchors(edits: Sequence[Edit]) -> None:
@@ -529,8 +626,9 @@ def _edit(folder: Path, item: dict[str, Any], affected: SpecifierSet) -> Edit:
         text = _statements(item[operation])
     if not text.isascii():
         raise ValueError("the new text is not ASCII, which some encodings cannot hold")
-    ast.parse(find), ast.parse(text)
-    releases = SpecifierSet(item["releases"]) if "releases" in item else affected
+    _named("find", lambda: ast.parse(find))
+    _named(operation, lambda: ast.parse(text))
+    releases = _releases(item, affected)
     return Edit(target, operation, find, text, releases, tuple(sorted(item.get("given", {}))))
 
 
@@ -540,18 +638,23 @@ def _clause(item: Mapping[str, Any], releases: SpecifierSet, *, deep: bool) -> C
     if not (unmentioned or target.scope) or (unmentioned and "find" in item):
         raise ValueError(f"{target}: a clause has a scope, and `find` or not, or `unmentioned`")
     find = _statements(item["find"]) if "find" in item else ""
-    ast.parse(find)
-    if "releases" in item:
-        releases = SpecifierSet(item["releases"])
+    _named("find", lambda: ast.parse(find))
+    releases = _releases(item, releases)
     why, after = item["why"].strip(), item.get("after", "")
     given = tuple(sorted(item.get("given", {})))
     return Clause(target, find, "", True, deep, given, unmentioned, why, releases, after)
 
 
 def _difference(item: Mapping[str, Any], affected: SpecifierSet) -> Difference:
-    ast.parse(item["when"], mode="eval")
-    releases = SpecifierSet(item["releases"]) if "releases" in item else affected
+    _named("when", lambda: ast.parse(item["when"], mode="eval"))
+    releases = _releases(item, affected)
     return Difference(item["decision"], item["when"], item["why"].strip(), releases)
+
+
+def _releases(item: Mapping[str, Any], default: SpecifierSet) -> SpecifierSet:
+    if "releases" not in item:
+        return default
+    return _named("releases", lambda: SpecifierSet(item["releases"]))
 
 
 def _statements(text: str) -> str:
@@ -561,32 +664,45 @@ def _statements(text: str) -> str:
 def _fingerprints(folder: Path) -> Fingerprints:
     """Read ``fingerprints.json``: for each target and clause, runs of releases with one value."""
     file = folder / "fingerprints.json"
-    releases = json.loads((folder.parent / "releases.json").read_text(encoding="utf-8"))
+    releases = _json(folder.parent / "releases.json", list[str])
     if not file.is_file():
         return Fingerprints(tuple(releases), {}, {})
     targets: dict[Target, tuple[str | None, ...]] = {}
     clauses: dict[str, tuple[str | None, ...]] = {}
-    for name, runs in json.loads(file.read_text(encoding="utf-8")).items():
-        values = [value for count, value in _run_lengths(releases, runs) for _ in range(count)]
+    for name, runs in _json(file, dict[str, list[list[str | None]]]).items():
+        try:
+            values = tuple(_values(releases, runs))
+        except ValueError as error:
+            raise RegisterError(f"{file}: {name}: {error}") from error
         if "#" in name:
-            clauses[name] = tuple(values)
+            clauses[name] = values
         else:
             module, _, scope = name.partition(":")
-            targets[Target(module, scope)] = tuple(values)
+            targets[Target(module, scope)] = values
     return Fingerprints(tuple(releases), targets, clauses)
 
 
-def _run_lengths(
-    releases: Sequence[str], runs: Sequence[Sequence[Any]]
-) -> list[tuple[int, str | None]]:
-    lengths = []
-    expected = 0
-    for first, last, value in runs:
-        start, stop = releases.index(first), releases.index(last)
-        if start != expected:
-            raise ValueError(f"fingerprints.json: {first} does not follow the run before it")
-        lengths.append((stop - start + 1, value))
-        expected = stop + 1
-    if expected != len(releases):
-        raise ValueError("fingerprints.json does not cover every release in releases.json")
-    return lengths
+def _json(file: Path, wanted: Any) -> Any:
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RegisterError(f"{file} is not JSON: {error}") from error
+    if wrong := misshapen(data, wanted):
+        raise RegisterError(f"{file}: {wrong}")
+    return data
+
+
+def _values(releases: Sequence[str], runs: Sequence[Sequence[str | None]]) -> Iterator[str | None]:
+    """Yield a value for each release."""
+    done = 0
+    for run in runs:
+        first, last, value = run if len(run) == 3 else (None, None, None)
+        if first not in releases or last not in releases:
+            raise ValueError(f"{run} is no run from a release to a release, and a value")
+        start, stop = releases.index(first), releases.index(last) + 1
+        if start != done or start >= stop:
+            raise ValueError(f"{first} to {last} does not follow the run before it")
+        yield from repeat(value, stop - start)
+        done = stop
+    if done != len(releases):
+        raise ValueError("it does not cover every release in releases.json")

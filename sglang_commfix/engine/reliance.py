@@ -39,7 +39,6 @@ from sglang_commfix.engine.flow import (
     gets,
     own_parts,
     place,
-    written,
     yields,
 )
 from sglang_commfix.engine.register import parsed
@@ -250,7 +249,7 @@ class _Slice:
             one = self._kept[index]
             around = " ".join(f"{numbers[b.owner.index]}.{b.label}" for b in one.path)
             mark = ">" if index in wanted else " "
-            yield f"{mark} {number} [{around}] {written(one.node)}"
+            yield f"{mark} {number} [{around}] {one.written}"
 
     def _signature(self) -> Iterator[str]:
         yield type(self._scope).__name__ + (" with yield" if yields(self._statements) else "")
@@ -285,7 +284,7 @@ def module_bindings(module: ast.Module) -> Bindings:
     """Return what binds each name that a module defines, one line for each statement that does."""
     found: dict[str, list[str]] = {}
     for one in place(body_without_docstring(module, module.body)):
-        around = "".join(f" in {written(b.owner.node)}.{b.label}" for b in one.path)
+        around = "".join(f" in {b.owner.written}.{b.label}" for b in one.path)
         if isinstance(one.node, (ast.Import, ast.ImportFrom)):
             source = ""
             if isinstance(one.node, ast.ImportFrom):
@@ -299,7 +298,7 @@ def module_bindings(module: ast.Module) -> Bindings:
         else:
             for path in one.binds:
                 if len(path) == 1:
-                    found.setdefault(path[0], []).append(f"{written(one.node)}{around}")
+                    found.setdefault(path[0], []).append(f"{one.written}{around}")
     return found
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sglang_commfix.engine.errors import AnchorError, SourceError
-from sglang_commfix.engine.fingerprint import find_scope, normal_form, parse, suites
+from sglang_commfix.engine.fingerprint import all_suites, find_scope, normal_form, parse
 
 
 if TYPE_CHECKING:
@@ -106,19 +106,12 @@ def anchors_in(scope: ast.AST, wanted: Sequence[ast.stmt]) -> list[Anchor]:
     forms, kinds = _forms(wanted), [type(statement) for statement in wanted]
     return [
         Anchor(suite, start, start + len(forms))
-        for suite in _all_suites(scope)
+        for suite in all_suites(scope)
         for start in range(len(suite) - len(forms) + 1)
         # The kinds first: writing out the normal form of every statement takes its time.
         if [type(node) for node in suite[start : start + len(forms)]] == kinds
         and all(normal_form(suite[start + at]) == form for at, form in enumerate(forms))
     ]
-
-
-def _all_suites(scope: ast.AST) -> Iterator[list[ast.stmt]]:
-    for suite in suites(scope):
-        yield suite
-        for node in suite:
-            yield from _all_suites(node)
 
 
 def _forms(statements: Sequence[ast.stmt]) -> list[str]:
@@ -158,7 +151,7 @@ def splices_of(source: Source, changes: Sequence[Change]) -> list[TextSplice]:
     for index, one in enumerate(splices):
         for other in splices[index + 1 :]:
             if one.collides(other) or other.collides(one):
-                lineno = source.text.count("\n", 0, max(one.start, other.start)) + 1
+                lineno = source.lineno(max(one.start, other.start))
                 raise OverlapError(one.owner, other.owner, lineno)
     return splices
 
@@ -225,7 +218,11 @@ def _verify(
 
 
 def _parse_alone(text: str) -> list[ast.stmt]:
-    """Parse lines that were cut out of a file, indented or not."""
+    """Parse lines that were cut out of a file, indented or not.
+
+    A backslash at their end takes in the line behind them, which is blank: so it is here.
+    """
+    text += "\n\n"  # two, since the first may be the second half of a line end
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not text.startswith((" ", "\t", "\f")):
@@ -335,8 +332,7 @@ def _unfolded(source: Source, change: Change, anchor: Anchor) -> TextSplice:
     shared = [i for i, node in enumerate(anchor.suite) if begin <= source.start(node) < end]
     first, last = shared[0], shared[-1]
     start, stop = source.start(anchor.suite[first]), source.end(anchor.suite[last])
-    line = source.text.rfind("\n", 0, begin) + 1
-    indent = source.text[line:begin]
+    indent = source.text[source.line_offset(source.lineno(begin)) : begin]
     head = ""
     if start != begin:  # the suite stands on the line of its own header
         indent += "\t" if indent.endswith("\t") else _INDENT

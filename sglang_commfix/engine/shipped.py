@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from sglang_commfix import __version__
@@ -109,12 +110,16 @@ def read(folder: Path, patch: Patch) -> Iterator[tuple[list[str], Decision]]:
     Nothing is, if the file was made from the entry as it was before.
     """
     file, packed = folder / patch.id / "locks.json", folder / patch.id / "locks.json.gz"
-    if packed.is_file():
-        data = json.loads(gzip.decompress(packed.read_bytes()))
-    elif file.is_file():
-        data = json.loads(file.read_bytes())
-    else:
-        return
+    try:
+        if packed.is_file():
+            data = json.loads(gzip.decompress(packed.read_bytes()))
+        elif file.is_file():
+            data = json.loads(file.read_bytes())
+        else:
+            return
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        damaged = packed if packed.is_file() else file
+        raise RegisterError(f"{damaged} is damaged ({error}): reinstall sglang-commfix") from error
     for state in data["states"] if data["entry"] == patch.digest else ():
         releases = state.pop("releases")
         for one in state["splices"]:

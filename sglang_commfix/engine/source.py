@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tokenize
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,10 +50,11 @@ class Source:
         try:
             encoding = tokenize.detect_encoding(io.BytesIO(raw).readline)[0]
             text = raw.decode(encoding)
-            if text.encode(encoding) != raw:
-                raise SourceError(f"{path}: decoding as {encoding} loses bytes")
-        except (SyntaxError, UnicodeDecodeError, LookupError) as error:
+            lossless = text.encode(encoding) == raw
+        except Exception as error:  # a codec is anybody's code, and raises what it likes
             raise SourceError(f"{path} cannot be decoded: {error}") from error
+        if not lossless:
+            raise SourceError(f"{path}: decoding as {encoding} loses bytes")
         return cls._from_text(path, raw, encoding, text)
 
     @classmethod
@@ -84,6 +86,10 @@ class Source:
     def line_offset(self, lineno: int) -> int:
         """Offset of the first character of line ``lineno`` (from 1; one past the last: the end)."""
         return self._offsets[lineno - 1]
+
+    def lineno(self, offset: int) -> int:
+        """Turn an offset into the number of its line (from 1; one past the last: the end)."""
+        return bisect_right(self._offsets, offset)
 
     def column(self, lineno: int, utf8_column: int) -> int:
         """Turn a column in UTF-8 bytes into one in characters."""

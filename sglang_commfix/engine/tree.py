@@ -124,7 +124,11 @@ class Tree:
 
         """
         if clause.key not in self._stands:
-            self._stands[clause.key] = self._find(clause)
+            try:
+                self._stands[clause.key] = self._find(clause)
+            except RecursionError as error:
+                file = self.sglang.file_of(clause.target.module)
+                raise SourceError(f"{file}: the code is nested too deeply") from error
         return self._stands[clause.key]
 
     def _find(self, clause: Clause) -> Stands:

@@ -58,6 +58,5 @@ def log() -> logging.Logger:
         handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
         own.addHandler(handler)
         own.propagate = False
-    if own.level == logging.NOTSET:
-        own.setLevel(logging.INFO)
+    own.setLevel(own.level or logging.INFO)
     return own

@@ -144,7 +144,8 @@ def parse_selection(value: str, patches: Sequence[Decision]) -> tuple[set[str], 
         if not named and word not in groups:
             names = [patch["id"] for patch in patches] + [str(p["pr"]) for p in patches if p["pr"]]
             known = f"Known are: 0, off, 1, on, all, {', '.join(dict.fromkeys(names))}; a leading -"
-            raise SettingsError(f"{SELECT}={value!r}: {word!r} is unknown. {known} takes one out")
+            wrong = "switches all off, and stands alone" if word in OFF else "is unknown"
+            raise SettingsError(f"{SELECT}={value!r}: {word!r} {wrong}. {known} takes one out")
         (excluded if word.startswith("-") else selected).update(groups.get(word, named))
     selected -= excluded
     while new := {r for p in patches if p["id"] in selected for r in p["requires"]} - selected:

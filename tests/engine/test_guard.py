@@ -242,9 +242,11 @@ class TestTheOtherSide:
             made
         )
 
-    @pytest.mark.parametrize(("given", "decision"), [([], "refused"), (["size"], "apply")])
+    @pytest.mark.parametrize(
+        ("given", "decision"), [({}, "refused"), ({"size": "as it comes"}, "apply")]
+    )
     def test_names_of_it_that_are_given_are_taken_as_they_come(
-        self, tmp_path: Path, given: list[str], decision: str
+        self, tmp_path: Path, given: dict[str, str], decision: str
     ) -> None:
         fused = {"module": MODULE, "scope": "LayerCommunicator.fused", "why": "", "given": given}
         text = FAULTY + "\n    def fused(self):\n        size = 1\n        return size\n"

@@ -110,3 +110,11 @@ def test_on_may_be_said_as_people_say_it(register: Register, value: str) -> None
 def test_off_may_be_said_as_people_say_it(register: Register, value: str) -> None:
     assert parse_selection(value, entries(register)) == (set(), set())
     assert not read_settings({"SGLANG_COMMFIX_STRICT": value}).strict
+
+
+@pytest.mark.parametrize("word", ["0", "off", "false", "no"])
+def test_what_switches_all_off_is_known_and_stands_alone(register: Register, word: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_selection(f"1,{word}", entries(register))
+    message = f"SGLANG_COMMFIX='1,{word}': {word!r} switches all off, and stands alone. Known are"
+    assert str(caught.value).startswith(message)

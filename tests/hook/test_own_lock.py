@@ -97,12 +97,12 @@ def damage_schema(site: Site, file: Path) -> str:
 
 def damage_type(site: Site, file: Path) -> str:
     change(file, requires="24785")
-    return "decisions[0]: requires is '24785', which is no list"
+    return "decisions[0]: requires is '24785', which should be a list"
 
 
 def damage_unknown_key(site: Site, file: Path) -> str:
     change(file, run="rm")
-    return "decisions[0]: there should be id, pr, kind"
+    return "decisions[0]: 'run' is unknown; there may be id, pr, kind"
 
 
 def damage_verdict(site: Site, file: Path) -> str:
@@ -138,7 +138,7 @@ def damage_beyond(site: Site, file: Path) -> str:
 
 def damage_a_list(site: Site, file: Path) -> str:
     file.write_text("[]")
-    return "there should be schema, made_by"
+    return "it is [], which should be a table of schema, made_by"
 
 
 def damage_remove(site: Site, file: Path) -> str:
@@ -221,3 +221,133 @@ def test_an_embedder_may_name_it_and_gets_the_error_at_once(site: Site, tmp_path
     )
     out = site.run(code, select=None).stdout
     assert out.startswith(f"{file} is not JSON")
+
+
+def spliced(file: Path, **changes: Any) -> None:
+    """Change the only splice in the lock."""
+    lock = json.loads(file.read_text())
+    lock["decisions"][0]["splices"][0] |= changes
+    file.write_text(json.dumps(lock))
+
+
+def hostile_encoding(site: Site, file: Path) -> str:
+    spliced(file, encoding="nonsense")
+    return f"{file}: 1-guard cannot be made: unknown encoding: nonsense"
+
+
+def hostile_codec(site: Site, file: Path) -> str:
+    spliced(file, encoding="undefined")
+    return f"{file}: 1-guard cannot be made: "
+
+
+def hostile_text(site: Site, file: Path) -> str:
+    spliced(file, text=["\ud800"])
+    return f"{file}: 1-guard cannot be made: 'utf-8' codec can't encode"
+
+
+def hostile_twice(site: Site, file: Path) -> str:
+    lock = json.loads(file.read_text())
+    file.write_text(json.dumps({**lock, "decisions": lock["decisions"] * 2}))
+    return f"{file}: 1-guard is in it more than once"
+
+
+def hostile_nothing(site: Site, file: Path) -> str:
+    change(file, splices=[])
+    return f"{file}: 1-guard is to be applied, and edits nothing"
+
+
+def hostile_conflicts(site: Site, file: Path) -> str:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"conflicts": [["1-guard"]]}))
+    return f"{file}: conflicts should hold lists of two entries and the reason"
+
+
+def hostile_fifo(site: Site, file: Path) -> str:
+    file.unlink()
+    os.mkfifo(file)
+    return f"{file} cannot be read: it is no regular file of at most 2 MB. Make it with"
+
+
+def hostile_length(site: Site, file: Path) -> str:
+    file.write_text(file.read_text() + " " * (2 << 20))
+    return f"{file} cannot be read: it is no regular file of at most 2 MB. Make it with"
+
+
+def hostile_depth(site: Site, file: Path) -> str:
+    file.write_text("[" * 100000)
+    return f"{file} is not JSON"
+
+
+def hostile_number(site: Site, file: Path) -> str:
+    file.write_text('{"schema": ' + "1" * 100000 + "}")
+    return str(file)
+
+
+def hostile_mode(site: Site, file: Path) -> str:
+    file.chmod(0o666)
+    return (
+        f"{file} may be written by more people (mode 666) than sglang, and holds what your servers "
+        f"run: chmod go-w {file}"
+    )
+
+
+def hostile_group(site: Site, file: Path) -> str:
+    file.chmod(0o664)
+    return f"{file} may be written by more people (mode 664) than sglang"
+
+
+def hostile_folder(site: Site, file: Path) -> str:
+    site.root.chmod(0o777)
+    return f"{site.root} may be written by more people (mode 777) than sglang"
+
+
+HOSTILE = [value for name, value in sorted(globals().items()) if name.startswith("hostile_")]
+
+
+@pytest.mark.parametrize("harm", HOSTILE, ids=lambda harm: harm.__name__[8:])
+def test_a_hostile_lock_is_one_line_with_its_file_and_applies_nothing(
+    site: Site, harm: Any
+) -> None:
+    file = make(site)
+    message = harm(site, file)
+    result = site.run(SHOW)
+    assert result.stdout == UNPATCHED
+    assert len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
+    assert "Nothing is applied" in result.stderr
+    assert site.run(SHOW, check=False, SGLANG_COMMFIX_STRICT="1").returncode == 78
+    result = site.command([sys.executable, "-m", "sglang_commfix", "status"], check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("sglang", "folder", "lock"),
+    [
+        (0o777, 0o777, 0o666),  # whoever may write the lock may write sglang
+        (0o775, 0o775, 0o664),  # a umask of 002
+        (0o755, 0o1777, 0o644),  # /tmp: others may write there, but nothing in its place
+        (0o755, 0o755, 0o600),
+    ],
+)
+def test_a_lock_that_no_more_people_may_write_than_sglang_is_used(
+    site: Site, sglang: int, folder: int, lock: int
+) -> None:
+    file = make(site)
+    (site.root / "sglang").chmod(sglang)
+    site.root.chmod(folder)
+    file.chmod(lock)
+    assert site.run(SHOW).stdout == PATCHED
+
+
+def test_a_lock_is_written_for_its_owner_alone_to_write_and_its_folder_is_looked_at(
+    site: Site,
+) -> None:
+    program = "import os, sys; os.umask(0); from sglang_commfix.command.cli import main; main()"
+    file = site.root / OWN_NAME
+    code = f"import sys; sys.argv = ['', 'lock']\n{program}"
+    site.command([sys.executable, "-c", code])
+    assert file.stat().st_mode & 0o777 == 0o644
+    site.root.chmod(0o777)
+    result = site.command([*LOCK], check=False)
+    assert result.returncode == 1
+    assert f"chmod go-w {site.root}" in result.stderr

@@ -11,10 +11,8 @@ try:
 
     sglang_commfix.init()
 except ImportError as error:
-    sys.stderr.write(
-        f"sglang-commfix: {sys.executable} cannot import sglang_commfix ({error}); "
-        "sglang runs as installed\n"
-    )
+    failure = f"{sys.executable} cannot import sglang_commfix ({error}); sglang runs as installed"
+    sys.stderr.write(f"sglang-commfix: {failure}\n")
 
 # The sitecustomize that this file hides runs under its own name, if there is one.
 _here = Path(__file__).resolve().parent
