@@ -45,9 +45,9 @@ class StartupFinder:
         try:
             from sglang_commfix.run import session
         except Exception as error:
-            what = f"the installation is damaged ({type(error).__name__}: {error})"
-            remedy = "Nothing is applied: reinstall sglang-commfix"
-            sys.stderr.write(f"sglang-commfix: {what}. {remedy}\n")
+            from sglang_commfix.damage import told
+
+            sys.stderr.write(f"sglang-commfix: {told(error)}. Nothing is applied\n")
             if os.environ.get(f"{SELECT}_STRICT", "").strip().lower() not in OFF:
                 raise SystemExit(78) from error
             self.closed = True

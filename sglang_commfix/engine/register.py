@@ -86,6 +86,7 @@ class _BesideTable(TypedDict):
 class _Told(TypedDict):
     id: str
     kind: Kind
+    collective: bool
     affected: str
     links: list[str]
     title: str

@@ -24,6 +24,7 @@ from sglang_commfix.errors import AlreadyImportedError, CommfixError, MixedFleet
 from sglang_commfix.files import Sglang, ask, find_sglang
 from sglang_commfix.run import fleet
 from sglang_commfix.run.host import MIXED, NOT_HOOKED, STRICT, log, read_settings, read_switch
+from sglang_commfix.run.installed import damage
 from sglang_commfix.run.loader import EXECUTED, MARK, PatchedLoader
 from sglang_commfix.run.plan import Plan, make_plan
 from sglang_commfix.run.reach import lines_of, stray
@@ -226,7 +227,7 @@ def start() -> Session | None:
             settings = read_settings()
             if sglang := find_sglang():
                 plan = make_plan(sglang, settings)
-                _check_order(plan)
+                _check(plan)
                 install(Session(plan, ends=strict))
             return current
         except CommfixError as error:
@@ -240,7 +241,10 @@ def start() -> Session | None:
         return failed
 
 
-def _check_order(plan: Plan) -> None:
+def _check(plan: Plan) -> None:
+    """Raise where this installation is not whole, or a module of the plan has run already."""
+    if what := damage():
+        raise CommfixError(what)
     if late := sorted(plan.modules.keys() & sys.modules.keys()):
         what = f"{', '.join(late)} ran before {SELECT} was set, or before this was asked"
         raise AlreadyImportedError(f"{what}, and cannot be patched any more")

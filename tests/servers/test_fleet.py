@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from rig.environment import INSTALLED, Environment
+from rig.environment import Environment
 from rig.server import _free_port
 
 
