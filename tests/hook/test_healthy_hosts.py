@@ -301,12 +301,6 @@ IMPORT_HOOKS = {
         "import beartype.claw; beartype.claw.beartype_package('sglang')\nserve()" + TYPES,
         needs="beartype",
     ),
-    # It warns of what it cannot decorate; that is not ours to count.
-    "beartype_claw_of_everything": Host(
-        "import warnings; warnings.simplefilter('ignore')\n"
-        "import beartype.claw; beartype.claw.beartype_all()\nserve()" + TYPES,
-        needs="beartype",
-    ),
     "pytest_rewrites_the_asserts_of_sglang": Host(
         "def test_it():\n    serve()",
         launcher=("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"),
