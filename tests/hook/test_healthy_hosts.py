@@ -59,16 +59,20 @@ from importlib.metadata import entry_points
 from sglang.srt.layers.communicator import LayerCommunicator
 
 
+class Scheduler:
+    def event_loop_normal(self):
+        import sglang.srt.constrained.backend
+
+
 def run_scheduler_process():
-    \"\"\"Do what a scheduler does before it serves: call the plug-ins, import what is still missing.\"\"\"
     for plugin in entry_points(group="sglang.srt.plugins"):
         if plugin.name == "sglang_commfix":
             plugin.load()()
-    import sglang.srt.constrained.backend
+    Scheduler().event_loop_normal()
 """,
     "srt/constrained/backend.py": "",
 }
-# What a program does to serve one request. Where it is not patched, the answer is True.
+# What a program does to serve one request: a scheduler has asked its plug-ins, and is in its loop. Where it is not patched, the answer is True.
 SERVE = """
 import sys, types
 def ask(layer=None):
@@ -297,20 +301,16 @@ IMPORT_HOOKS = {
         "import beartype.claw; beartype.claw.beartype_package('sglang')\nserve()" + TYPES,
         needs="beartype",
     ),
-    # It warns of what it cannot decorate; that is not ours to count.
-    "beartype_claw_of_everything": Host(
-        "import warnings; warnings.simplefilter('ignore')\n"
-        "import beartype.claw; beartype.claw.beartype_all()\nserve()" + TYPES,
-        needs="beartype",
-    ),
     "pytest_rewrites_the_asserts_of_sglang": Host(
         "def test_it():\n    serve()",
         launcher=("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"),
+        environ={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         files={"conftest.py": "import pytest; pytest.register_assert_rewrite('sglang')\n"},
     ),
     "pytest": Host(
         "def test_it():\n    serve()",
         launcher=("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"),
+        environ={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     ),
     "a_finder_in_front_finds_all_of_sglang": Host(
         in_front("if name.startswith('sglang'):", "    return PathFinder.find_spec(name, path)")
@@ -648,7 +648,8 @@ AROUND = {
         "C.should_fuse = types.FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__)",
     ),
     "the_code_is_written_anew": around(
-        "C.should_fuse.__code__ = C.should_fuse.__code__.replace(co_firstlineno=1)",
+        "code = C.should_fuse.__code__",
+        "C.should_fuse.__code__ = code.replace(co_consts=(*code.co_consts, None))",
     ),
     "a_subclass": around(
         "class Vendor(C):",
