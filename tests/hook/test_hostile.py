@@ -121,7 +121,8 @@ def record(folder: Path, version: str = "0.1.0") -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["run/session.py", "run/loader.py", "run/own_lock.py", "engine/guard.py", "command/cli.py"]
+    "name",
+    ["run/session.py", "run/loader.py", "run/own_lock.py", "engine/guard.py", "command/cli.py"],
 )
 def test_status_is_not_content_where_a_module_of_ours_is_cut_short(copied: Site, name: str) -> None:
     shutil.rmtree(copied.root / "sglang_commfix-0.1.0.dist-info")
