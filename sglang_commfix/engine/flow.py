@@ -63,10 +63,7 @@ class Placed:
     @cached_property
     def written(self) -> str:
         """Its normal form, without its suites."""
-        parts = own_parts(self.node)
-        if parts == [self.node]:
-            return normal_form(self.node)
-        return f"{type(self.node).__name__} {' '.join(normal_form(part) for part in parts)}"
+        return written(self.node)
 
     def is_inside(self, statements: Sequence[ast.stmt]) -> bool:
         """Tell whether it is one of ``statements``, or in a suite of one."""
@@ -122,6 +119,14 @@ def own_parts(node: ast.stmt) -> list[ast.AST]:
     if isinstance(node, ast.Try):
         return []
     return [node]
+
+
+def written(node: ast.stmt) -> str:
+    """Return the normal form of a statement without its suites."""
+    parts = own_parts(node)
+    if parts == [node]:
+        return normal_form(node)
+    return f"{type(node).__name__} {' '.join(normal_form(part) for part in parts)}"
 
 
 def _dotted(node: ast.AST) -> Path | None:

@@ -224,6 +224,9 @@ class _Statements:
         """Say what is there in place of a clause."""
         what, stands = clause.target, self._tree.stands(clause)
         lines = ", ".join(map(str, stands.lines))
+        if stands.anew:
+            anew = ", ".join(map(str, stands.anew))
+            return f"line {anew} of the same file may bind {what} to other code, which then runs"
         if clause.unmentioned:
             return f"{what} mentions {' or '.join(clause.unmentioned)}"
         if self._tree.tree(what.module) is None:

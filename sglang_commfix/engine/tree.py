@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
 
+from sglang_commfix.engine.effect import Names
 from sglang_commfix.engine.errors import SourceError
 from sglang_commfix.engine.fingerprint import find_scope, fingerprint, parse
 from sglang_commfix.engine.register import parsed
 from sglang_commfix.engine.reliance import bindings_for, form_of, module_bindings, names_in
 from sglang_commfix.engine.rewrite import anchors_in
 from sglang_commfix.engine.source import Source
+from sglang_commfix.files import short_digest
 
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sglang_commfix.engine.register import Clause, Target
     from sglang_commfix.engine.reliance import Bindings
     from sglang_commfix.files import Sglang
@@ -36,11 +40,13 @@ class Stands:
     Attributes:
         form: its form; ``None`` if it does not stand there exactly once.
         lines: the lines on which it stands, from 1.
+        anew: the lines that may bind its scope's name to other code, from 1.
 
     """
 
     form: str | None
     lines: tuple[int, ...] = ()
+    anew: tuple[int, ...] = ()
 
 
 class Tree:
@@ -60,6 +66,8 @@ class Tree:
         self._trees: dict[str, ast.Module] = {}
         self._names: dict[str, frozenset[str]] = {}
         self._bindings: dict[str, Bindings] = {}
+        self._effects: dict[str, Names] = {}
+        self._anew: dict[Target, Mapping[int, str]] = {}
         self._stands: dict[str, Stands] = {}
 
     def _version_in(self, module: str) -> str | None:
@@ -125,11 +133,30 @@ class Tree:
         """
         if clause.key not in self._stands:
             try:
-                self._stands[clause.key] = self._find(clause)
+                found = self._find(clause)
+                anew = self._bound_anew(clause.target) if found.form is not None else {}
             except RecursionError as error:
                 file = self.sglang.file_of(clause.target.module)
                 raise SourceError(f"{file}: the code is nested too deeply") from error
+            if anew:
+                form = short_digest("\n".join([str(found.form), *anew.values()]).encode())
+                found = replace(found, form=form, anew=tuple(anew))
+            self._stands[clause.key] = found
         return self._stands[clause.key]
+
+    def _bound_anew(self, target: Target) -> Mapping[int, str]:
+        """Return what may bind the scope's name to other code, by lines."""
+        module, scope = target.module, target.scope
+        if target not in self._anew:
+            tree, self._anew[target] = self.tree(module), {}
+            if tree is not None and scope and find_scope(tree, scope):
+                try:
+                    names = self._effects.get(module) or Names(module, tree)
+                    self._effects[module] = names
+                    self._anew[target] = dict(names.bound_anew(scope))
+                except RecursionError as error:
+                    raise SourceError("the code is nested too deeply to be searched") from error
+        return self._anew[target]
 
     def _find(self, clause: Clause) -> Stands:
         module = clause.target.module
