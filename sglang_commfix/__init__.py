@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from sglang_commfix.command.report import Report, status
     from sglang_commfix.run.embed import activate
+    from sglang_commfix.run.session import Session
 
 __version__ = "0.1.0"
 __all__ = ["Report", "__version__", "activate", "init", "status"]
@@ -30,6 +31,7 @@ class StartupFinder:
     """
 
     closed = loading = False
+    session: "Session | None" = None
 
     def find_spec(self, name: str, path: object = None, *target: object) -> "ModuleSpec | None":
         """Start the session when sglang is first imported with the variable set.
@@ -37,6 +39,8 @@ class StartupFinder:
         A finder in front may answer for sglang itself: whatever is imported next comes by here.
         """
         own = name == "sglang" or name.startswith("sglang.")
+        if own and self.session and self.session not in sys.meta_path:  # a host has set it back
+            return self.session.find_spec(name, path, *target)
         if self.closed or not (own or ("sglang" in sys.modules and not self.loading)):
             return None
         if os.environ.get(SELECT, "").strip().lower() in OFF:
@@ -52,7 +56,8 @@ class StartupFinder:
                 raise SystemExit(78) from error
             self.closed = True
             return None
-        finder = session.start()
+        # sglang's plug-ins may just have begun to import it; what it imports comes by here.
+        finder = getattr(session, "start", lambda: None)()
         return None if finder is None else finder.find_spec(name, path, *target)
 
 

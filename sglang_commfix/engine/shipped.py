@@ -145,7 +145,7 @@ def put_together(register: Register, folder: Path) -> dict[str, bytes]:
     files = {"locks/index.json": json.dumps(_index(register)).encode()}
     for patch in register.patches:
         data = (folder / patch.id / "locks.json").read_bytes()
-        files[f"patches/{patch.id}/locks.json.gz"] = gzip.compress(data, 9, mtime=0)
+        files[f"patches/{patch.id}/locks.json.gz"] = _packed(data)
     for key in dict.fromkeys(keys.values()):
         releases = [release for release, own in keys.items() if own == key]
         decisions = [
@@ -162,8 +162,14 @@ def put_together(register: Register, folder: Path) -> dict[str, bytes]:
             "conflicts": _conflicts(states, releases),
             "decisions": decisions,
         }
-        files[f"locks/{key}.json.gz"] = gzip.compress(json.dumps(lock).encode(), 9, mtime=0)
+        files[f"locks/{key}.json.gz"] = _packed(json.dumps(lock).encode())
     return files
+
+
+def _packed(data: bytes) -> bytes:
+    """Compress; the byte that names a system is another from one version of Python to the next."""
+    packed = gzip.compress(data, 9, mtime=0)
+    return packed[:9] + b"\xff" + packed[10:]
 
 
 def _conflicts(

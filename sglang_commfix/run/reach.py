@@ -36,10 +36,10 @@ def _inside(code: CodeType) -> list[CodeType]:
 def stray(module: ModuleType, file: str, wanted: Lines) -> str | None:
     """Return what runs in place of edited code, in words; ``None``: all of it can be reached.
 
-    It looks through whatever holds the edited function: ``__wrapped__``, closures, defaults,
-    attributes, the globals that a function names, partial objects and other callables, and
-    operators that PyTorch has registered under the function's name. A name that is not bound, as
-    under a condition that is not met here, is no error.
+    It looks through whatever holds the edited function: closures, defaults, attributes, constants,
+    the globals that a function names, partial objects and other callables, and operators that
+    PyTorch has registered under the function's name. A name that is not bound, as under a condition
+    that is not met here, is no error.
 
     Args:
         module: the module that was edited.
@@ -94,7 +94,10 @@ def _reaches(
         words = {word for code in codes for word in code.co_names}
         for known in (one.__globals__, *map(vars, bodies)):
             queue += [known[word] for word in words if word in known]
-        queue += [one.__closure__, one.__defaults__, one.__kwdefaults__, one.__dict__]
+        # What a wrapper says it wraps, it need not call: sglang's plug-ins may replace a function.
+        own = [value for key, value in vars(one).items() if key != "__wrapped__" or key in words]
+        queue += [one.__closure__, one.__defaults__, one.__kwdefaults__, own]
+        queue += [code.co_consts for code in codes]  # ddtrace keeps the original there
     return False
 
 

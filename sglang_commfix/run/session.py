@@ -37,7 +37,7 @@ _COLD = {"sglang.srt.distributed.parallel_state", "sglang.srt.managers.scheduler
 _COLD_NAMES = ("initialize_model_parallel", "event_loop_")
 
 guard = threading.RLock()
-current: Session | None = None
+current = FINDER.session  # where a host has forgotten this module, and it is imported anew
 embeds = False  # whether this process has called activate(), so that nothing is to end it
 _deciding = False
 
@@ -85,7 +85,7 @@ class Session:
         module = self.modules.get(name)
         if module is None:
             return None
-        behind = list(dropwhile(lambda finder: finder is not self, sys.meta_path))[1:]
+        behind = list(dropwhile(lambda f: f is not self and f is not FINDER, sys.meta_path))[1:]
         others = [f for f in behind if type(f).__module__ != "wrapt.importer"]
         spec = ask(others, name, path, target)
         if spec is None or spec.loader is None or hasattr(spec, MARK):
@@ -253,7 +253,7 @@ def _check(plan: Plan) -> None:
 def install(session: Session) -> None:
     """Make ``session`` that of this process."""
     global current  # noqa: PLW0603 - one session for each process is what is meant
-    current = session
+    current = FINDER.session = session
     FINDER.closed = True
     if session.plan and session.plan.settings.level:
         log().setLevel(session.plan.settings.level)
@@ -274,8 +274,8 @@ def verify() -> None:
 
 def _renew_guard() -> None:
     """In a forked child: the thread that held the lock may not be there to give it back."""
-    global guard  # noqa: PLW0603 - the one of this process
-    guard = threading.RLock()
+    global guard, _deciding
+    guard, _deciding = threading.RLock(), False
 
 
 os.register_at_fork(after_in_child=_renew_guard)

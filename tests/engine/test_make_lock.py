@@ -199,7 +199,9 @@ def test_what_is_written_beside_an_entry_counts_for_nothing_once_the_entry_has_c
     decision = lock_of(register, faulty)["decisions"][0]
     (folder / "1-guard" / "locks.json").write_text(write(register["1-guard"], {"1.1": decision}))
     (folder / "keys.json").write_text('{"1.1": "0123456789abcdef"}')
-    assert put_together(register, folder)
+    files = put_together(register, folder)
+    packed = [data for name, data in files.items() if name.endswith(".gz")]
+    assert {data[:10] for data in packed} == {bytes.fromhex("1f8b08000000000002ff")}
     assert list(read(folder, register["1-guard"]))
     changed = upstream.register(folder, patch(edit=[edit(after="if self.more:\n    return\n")]))
     assert not list(read(folder, changed["1-guard"]))
