@@ -9,27 +9,27 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def damage(package: Path = PACKAGE) -> str | None:
-    """Compare each file with the RECORD of the wheel; say what differs.
+    """Compare each file with the RECORD of the wheel; say what is wrong.
 
-    ``None``: nothing does, or there is no RECORD, as in a checkout or an editable installation.
+    ``None``: nothing, or there is no RECORD, as in a checkout or an editable installation.
     """
-    own, site, remedy = f"{package.name}/", package.parent, "pip install --force-reinstall"
-    records = {}
-    for folder in sorted(site.glob(f"{package.name}-*.dist-info")):
-        record = folder / "RECORD"
-        lines = record.read_text("utf-8").splitlines() if record.is_file() else []
-        records[folder.name] = [line.rsplit(",", 2) for line in lines if line.startswith(own)]
-    if len(records) > 1:
-        both = " and ".join(records)
-        return f"two versions are installed at once, {both} in {site}: {remedy} sglang-commfix"
-    for name, wanted, _ in [line for lines in records.values() for line in lines]:
-        if not wanted:
-            continue  # byte code
+    own, site, remedy = package.name, package.parent, "pip install --force-reinstall sglang-commfix"
+    folders = sorted(site.glob(f"{own}-*.dist-info"))
+    set_aside = list(site.glob(f"~{own[1:]}-*.dist-info"))  # so pip does, until it is through
+    if len(folders) > 1:
+        both = " and ".join(folder.name for folder in folders)
+        return f"two versions are installed at once, {both} in {site}: {remedy}"
+    if set_aside and not any((folder / "RECORD").is_file() for folder in folders):
+        return f"an installation was interrupted, and left {set_aside[0]}: {remedy}"
+    record = next((folder / "RECORD" for folder in folders), site / "RECORD")
+    for line in record.read_text("utf-8").splitlines() if record.is_file() else ():
+        name, wanted, _ = line.rsplit(",", 2)
+        if not name.startswith(f"{own}/") or not wanted:
+            continue  # not ours to check, or byte code
         try:
             digest = urlsafe_b64encode(sha256((site / name).read_bytes()).digest()).decode()
         except OSError as error:
-            digest = str(error.strerror)
+            digest = str(error)
         if wanted != f"sha256={digest.rstrip('=')}":
-            why = f"{site / name} is missing, or not as it was installed"
-            return f"the installation is damaged: {why}: {remedy} sglang-commfix"
+            return f"the installation is damaged: {site / name} is missing or has changed: {remedy}"
     return None

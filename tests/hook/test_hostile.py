@@ -138,8 +138,8 @@ def test_an_incomplete_installation_is_said_by_status(copied: Site) -> None:
     )
     said(
         copied,
-        f"the installation is damaged: {copied.root / 'sglang_commfix' / 'lock.py'} is missing, or "
-        "not as it was installed: pip install --force-reinstall sglang-commfix",
+        f"the installation is damaged: {copied.root / 'sglang_commfix' / 'lock.py'} is missing or "
+        "has changed: pip install --force-reinstall sglang-commfix",
     )
 
 
@@ -173,13 +173,24 @@ class TestDamage:
         record(package.parent)
         file = package / "patches" / "1-guard" / "locks.json.gz"
         file.unlink()
-        assert f"{file} is missing" in (damage(package) or "")
+        assert f"{file} is missing or has changed" in (damage(package) or "")
 
     def test_a_file_that_was_cut_short_is_named(self, package: Path) -> None:
         record(package.parent)
         file = package / "patches" / "1-guard" / "locks.json.gz"
         file.write_bytes(file.read_bytes()[:-4])
-        assert f"{file} is missing, or not as it was installed" in (damage(package) or "")
+        assert f"{file} is missing or has changed" in (damage(package) or "")
+
+    def test_what_an_upgrade_leaves_that_was_killed_is_said(self, package: Path) -> None:
+        """As pip 23 leaves it: the old version set aside, the new one half there, no RECORD."""
+        aside = record(package.parent).rename(package.parent / "~glang_commfix-0.1.0.dist-info")
+        message = f"an installation was interrupted, and left {aside}: pip install --force-rein"
+        assert (damage(package) or "").startswith(message)
+        (package.parent / "sglang_commfix-0.2.0.dist-info").mkdir()
+        assert (damage(package) or "").startswith(message)
+        (package.parent / "sglang_commfix-0.2.0.dist-info").rmdir()
+        record(package.parent)  # once it is through, what was left does no harm
+        assert damage(package) is None
 
     def test_two_versions_at_once_are_named(self, package: Path) -> None:
         record(package.parent)
