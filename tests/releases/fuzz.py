@@ -43,6 +43,7 @@ from sglang_commfix.engine.errors import SourceError
 from sglang_commfix.engine.fingerprint import Definition, find_scope, normal_form
 from sglang_commfix.engine.make_lock import entry_of, make_lock
 from sglang_commfix.engine.register import Patch, Target, load
+from sglang_commfix.engine.source import Source
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import Sglang, splice
 from sglang_commfix.lock import Decision
@@ -138,11 +139,11 @@ def drawn(chance: random.Random) -> list[Mutation]:
     return some("damaged", ["damaged"], 1)
 
 
-def changed_text(text: str, tree: ast.Module, scope: str, steps: list[Mutation]) -> str:
-    """Make the steps in `scope` of `text`, whose tree is `tree`."""
+def changed_text(source: Source, tree: ast.Module, scope: str, steps: list[Mutation]) -> str:
+    """Make the steps in `scope` of `source`, whose tree is `tree`."""
     node = find_scope(tree, scope)
     assert node is not None
-    lines = text.splitlines(keepends=True)
+    lines = source.lines
     first, last = min(one.lineno for one in (node, *node.decorator_list)), node.end_lineno or 0
     own = "".join(lines[first - 1 : last])
     copied = copy.deepcopy(node)
@@ -178,7 +179,7 @@ def formatted(
         return formatter(own, chance)
     if formatter is mutations.unparsed and indent != 4:
         return own
-    return "".join(formatter("if 1:\n" + own, chance).splitlines(keepends=True)[1:])
+    return formatter("if 1:\n" + own, chance).partition("if 1:")[2].partition("\n")[2]
 
 
 def bound(template: str, scope: str) -> str:
@@ -254,7 +255,7 @@ class Case:
         assert source is not None
         assert tree is not None
         try:
-            return changed_text(source.text, tree, self.target.scope, steps)
+            return changed_text(source, tree, self.target.scope, steps)
         except (SyntaxError, tokenize.TokenError):
             return None
 
@@ -458,13 +459,11 @@ def main() -> int:
         for own, bad in pool.imap_unordered(run, numbers):
             counts += own
             wrong += bad
-            print(_REDRAW * bool(bad) + "\n\n".join(bad), end="\n" * bool(bad), flush=True)
-            print(
-                bar(sum(counts.values()), len(numbers) * CHUNK, len(wrong), started),
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            live = sys.stderr.isatty()
+            for one in bad:
+                print(f"{_REDRAW * live}{one}\n", flush=True)
+            line = bar(sum(counts.values()), len(numbers) * CHUNK, len(wrong), started)
+            print(line, end="" if live else "\n", file=sys.stderr, flush=True)
     print(f"\n{table(counts)}\n{len(wrong)} wrong, seed {arguments.seed}")
     return bool(wrong)
 
@@ -475,7 +474,7 @@ def bar(done: int, of: int, wrong: int, started: float) -> str:
     left = gone / done * (of - done) if done else 0
     filled = "#" * (30 * done // of)
     return (
-        f"{_REDRAW}[{filled:30}] {done:,} of {of:,}, {wrong} wrong, "
+        f"{_REDRAW * sys.stderr.isatty()}[{filled:30}] {done:,} of {of:,}, {wrong} wrong, "
         f"{done / gone:.0f} a second, {left / 60:.0f} min left"
     )
 
