@@ -4,7 +4,7 @@
 PYTHON ?= python3
 NOX := .venv/bin/nox
 
-.PHONY: demo test test-servers bench clean
+.PHONY: demo test test-servers fuzz bench clean
 
 demo: ## Real sglang servers on this machine's CPU: wrong without the patches, right with them
 	$(PYTHON) tests/rig/demo.py
@@ -14,6 +14,9 @@ test: $(NOX) ## Lint, types, the engine on every Python found here, packaging, r
 
 test-servers: $(NOX) ## Every server test, beyond what `make test` runs
 	$(NOX) -s servers -- -m "servers or servers_full"
+
+fuzz: $(NOX) ## 100,000 mutants of real files, decided and spliced; FUZZ="--count 1000 --seed 1"
+	$(NOX) -s fuzz -- $(FUZZ)
 
 bench: $(NOX) ## Measure what a Python start costs, and a process that imports sglang
 	$(NOX) -s bench

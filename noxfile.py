@@ -118,6 +118,13 @@ def servers(session: nox.Session) -> None:
 
 
 @nox.session(python=HERE)
+def fuzz(session: nox.Session) -> None:
+    """Mutants of real files: `-- --count 1000 --seed 1 --jobs 2`."""
+    _install(session)
+    session.run("python", "tests/releases/fuzz.py", *session.posargs)
+
+
+@nox.session(python=HERE)
 def bench(session: nox.Session) -> None:
     """Measure what a Python start costs, and a process that imports sglang."""
     _install(session, "matplotlib")

@@ -127,9 +127,10 @@ class Names:
         while todo:
             for node in ast.walk(todo.pop()):
                 yield node
-                if isinstance(node, ast.Name) and node.id not in seen:
-                    seen.add(node.id)
-                    for value in self._values.get(node.id, ()):
+                name = node.id if isinstance(node, ast.Name) else stop
+                if name not in seen and isinstance(getattr(node, "ctx", None), ast.Load):
+                    seen.add(name)
+                    for value in self._values.get(name, ()):
                         # A class that has its own method does not pass on that of its bases.
                         body = value.body if isinstance(value, ast.ClassDef) else []
                         own = any(_defines(one, name) for one in body for name in later)

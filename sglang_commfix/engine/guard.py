@@ -224,9 +224,6 @@ class _Statements:
         """Say what is there in place of a clause."""
         what, stands = clause.target, self._tree.stands(clause)
         lines = ", ".join(map(str, stands.lines))
-        if stands.anew:
-            anew = ", ".join(map(str, stands.anew))
-            return f"line {anew} of the same file may bind {what} to other code, which then runs"
         if clause.unmentioned:
             return f"{what} mentions {' or '.join(clause.unmentioned)}"
         if self._tree.tree(what.module) is None:
@@ -272,6 +269,11 @@ class _Statements:
         if version is not None and version < Version(oldest) and not version.is_devrelease:
             who = f"sglang-commfix {__version__} knows"
             return f"sglang {version} is older than {oldest}, the oldest release that {who}"
+        for clause in self._patch.clauses:
+            stands = self._tree.stands(clause)
+            if stands.anew and stands.form not in self._known.clauses[clause.key]:
+                lines = ", ".join(map(str, stands.anew))
+                return f"line {lines} may bind {clause.target} to code that no edit reaches"
         variants = (list(self._odd(variant)) for variant in self._patch.variants())
         odd = min(variants, key=len, default=[])
         more = f", and {len(odd) - 2} more" if len(odd) > 2 else ""
