@@ -49,9 +49,13 @@ class StartupFinder:
         try:
             from sglang_commfix.run import session
         except Exception as error:
-            from sglang_commfix.damage import told
+            try:
+                from sglang_commfix.damage import told
 
-            sys.stderr.write(f"sglang-commfix: {told(error)}. Nothing is applied\n")
+                what = told(error)
+            except Exception:  # noqa: BLE001 - that file may be cut short as well
+                what = f"the installation is damaged ({type(error).__name__}: {error}): reinstall"
+            sys.stderr.write(f"sglang-commfix: {what}. Nothing is applied\n")
             if os.environ.get(f"{SELECT}_STRICT", "").strip().lower() not in OFF:
                 raise SystemExit(78) from error
             self.closed = True

@@ -55,7 +55,7 @@ def log() -> logging.Logger:
     own = logging.getLogger("sglang_commfix")
     if not own.handlers:
         handler = logging.StreamHandler()
-        handler.handleError = lambda record: None  # type: ignore[method-assign] # stderr is closed
+        handler.handleError = lambda record: None  # type: ignore[method-assign] # noqa: ARG005
         handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
         own.addHandler(handler)
         own.propagate = False

@@ -298,7 +298,7 @@ IMPORT_HOOKS = {
         needs="typeguard",
     ),
     "beartype_claw_of_the_package": Host(
-        "import beartype.claw; beartype.claw.beartype_package('sglang')\nserve()" + TYPES,
+        "import beartype.claw; beartype.claw.beartype_package('sglang')\nserve()",
         needs="beartype",
     ),
     "pytest_rewrites_the_asserts_of_sglang": Host(
@@ -500,9 +500,6 @@ META_PATH = {
     ),
     "each_finder_is_wrapped": Host(
         PROXIES + "sys.meta_path[:] = map(Timed, sys.meta_path)\nserve()"
-    ),
-    "each_finder_is_wrapped_behind_sglang": Host(
-        PROXIES + "import sglang.srt; sys.meta_path[:] = map(Timed, sys.meta_path)\nserve()"
     ),
     "a_finder_of_the_old_kind": Host(
         "class Old:\n    def find_module(self, name, path=None): return None\n"
@@ -891,6 +888,9 @@ serve()
 }
 # What cannot be patched, or what the host has put out of force, is said, and strict ends it.
 UNHEALTHY = {
+    "each_finder_is_wrapped_behind_sglang": Host(
+        PROXIES + "import sglang.srt; sys.meta_path[:] = map(Timed, sys.meta_path)\nserve()"
+    ),
     "the_meta_path_is_turned_round": Host("sys.meta_path.reverse()\nserve()"),
     "the_meta_path_is_turned_round_behind_sglang": Host(
         "import sglang.srt; sys.meta_path.reverse()\nserve()"

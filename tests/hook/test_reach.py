@@ -172,7 +172,7 @@ def test_the_readme_shows_the_whole_start_up_file() -> None:
     root = Path(__file__).parents[2]
     readme = (root / "README.md").read_text()
     line = (root / "startup" / "sglang_commfix.pth").read_text()
-    assert f"here is all of it:\n\n```python\n{line}```\n" in readme
+    assert f"here is all of it:\n\n```text\n{line}```\n" in readme
     assert "[one file](sglang_commfix/__init__.py) of fewer than 100 lines" in readme
     assert (root / "sglang_commfix" / "__init__.py").read_text().count("\n") < 100
 
