@@ -9,19 +9,18 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter
+from typing import Any
 
 from sglang_commfix import SELECT
 from sglang_commfix.files import short_digest
 from sglang_commfix.run.plan import Plan
 
 
-if TYPE_CHECKING:
-    from sglang_commfix.lock import Splice
-
 RUNS = f"{SELECT}_RUNS"  # for child processes: what their parent runs, and the sglang it is of
 WAIT = 30  # seconds for what other ranks say; they all have just met to make the process group
 LINGER = 3  # seconds in which they read it, before rank 0 ends, and with it the store
+_TEXT = itemgetter("module", "scope", "operation", "replaces", "text")
 # Of initialize_model_parallel(): ranks come late, or not at all, by design (elastic EP).
 _ELASTIC = ("recovered_rank", "rank_offset", "max_world_size")
 
@@ -32,14 +31,10 @@ def texts(plan: Plan, *, collective: bool = False) -> dict[str, str]:
     ``collective`` leaves out what does not change the collectives that a rank enters.
     """
     return {
-        patch["id"]: short_digest(json.dumps([_text(one) for one in patch["splices"]]).encode())
+        patch["id"]: short_digest(json.dumps([*map(_TEXT, patch["splices"])]).encode())
         for patch in plan.having("apply")
         if patch["collective"] or not collective
     }
-
-
-def _text(one: Splice) -> list[object]:
-    return [one["module"], one["scope"], one["operation"], one["replaces"], one["text"]]
 
 
 def digest(entries: Mapping[str, str]) -> str:
@@ -54,15 +49,16 @@ def differs_from_parent(plan: Plan) -> str | None:
     """
     own, path = texts(plan), str(plan.sglang.path)
     said = os.environ.get(RUNS, "")
-    os.environ[RUNS] = json.dumps({"sglang": path, "entries": own})
+    os.environ[RUNS] = json.dumps([path, own])
     try:
-        there = json.loads(said)
-        theirs, same = dict(there["entries"]), there["sglang"] == path
-    except (ValueError, TypeError, KeyError):
+        its_path, theirs = json.loads(said)
+        if its_path != path or digest(theirs) == digest(own):
+            return None
+    except (ValueError, TypeError, AttributeError):
         return None
-    if not same or digest(theirs) == digest(own):
-        return None
-    return f"its parent runs {_words(theirs)}, but this process {_words(own, theirs)}"
+    from sglang_commfix.run.differences import words
+
+    return f"its parent runs {words(theirs)}, but this process {words(own, theirs)}"
 
 
 def differs_from_ranks(plan: Plan, call: Mapping[str, object]) -> tuple[bool, str] | None:
@@ -88,41 +84,16 @@ def differs_from_ranks(plan: Plan, call: Mapping[str, object]) -> tuple[bool, st
     store.set(f"{rank}", json.dumps([socket.gethostname(), own, digest(matter)]))
     same = store.add(f"runs {digest(own)}", 1)
     if store.add("ranks", 1) == size:  # the last one, for which all others wait
-        store.set("verdict", "null" if same == size else json.dumps(_difference(store, size)))
+        store.set("verdict", "same" if same == size else "not the same")
     try:
         store.wait(["verdict"], timedelta(seconds=WAIT))
-        found: tuple[bool, str] | None = json.loads(store.get("verdict"))
+        if store.get("verdict") == b"same":
+            return None
     except Exception:  # noqa: BLE001 - each kind of store has its own
-        found = _silence(store, size, own) if matter else None
-    if found and rank == 0:
-        time.sleep(LINGER)
+        if not matter:
+            return None
+    from sglang_commfix.run.differences import between_ranks
+
+    found = between_ranks(store, size)
+    time.sleep(0 if rank else LINGER)
     return found
-
-
-def _silence(store: Any, size: int, own: Mapping[str, str]) -> tuple[bool, str]:
-    silent = ", ".join(str(rank) for rank in range(size) if not store.check([f"{rank}"]))
-    why = f"it does not have this package, or {SELECT} is not set there"
-    what = f"rank {silent} did not say within {WAIT} s what it runs: {why}"
-    return False, f"{what}. This rank runs {_words(own)}"
-
-
-def _difference(store: Any, size: int) -> tuple[bool, str]:
-    said = [json.loads(store.get(f"{rank}")) for rank in range(size)]
-    groups: dict[str, list[int]] = {}
-    for rank, (_, entries, _) in enumerate(said):
-        groups.setdefault(json.dumps(entries, sort_keys=True), []).append(rank)
-    parts, first = [], said[0][1]
-    for ranks in groups.values():
-        hosts = ", ".join(dict.fromkeys(said[rank][0] for rank in ranks))
-        who = f"rank {', '.join(map(str, ranks))} on {hosts}"
-        parts.append(f"{who}: {_words(said[ranks[0]][1], None if 0 in ranks else first)}")
-    proven = len({matter for _, _, matter in said}) > 1
-    return proven, f"ranks of one model run different patches. {'; '.join(parts)}"
-
-
-def _words(entries: Mapping[str, str], other: Mapping[str, str] | None = None) -> str:
-    other = entries if other is None else other
-    parts = [f"without {name}" for name in other if name not in entries]
-    parts += [f"with {name}" for name in entries if name not in other]
-    parts += [f"another text of {n}" for n in entries if other.get(n, entries[n]) != entries[n]]
-    return f"commfix={digest(entries)}" + (f" ({', '.join(parts)})" if parts else "")

@@ -14,7 +14,7 @@ from sglang_commfix.run.reach import Lines, lines_of
 
 
 MARK = "__commfix__"  # in a patched module: the ids of its patches
-EXECUTED: dict[str, Lines] = {}  # of each module that ran here: what its edited scopes name
+COMPILED: dict[str, Lines] = {}  # of each module: what its edited scopes name
 
 
 class PatchedLoader:
@@ -36,18 +36,18 @@ class PatchedLoader:
         for name in (self._module.runs_as, str(self._module.path)):
             linecache.cache[name] = (len(self._module.after), None, lines, name)
         module.__dict__[MARK] = self._module.patches
-        EXECUTED[module.__name__] = lines_of(code, self._module.scopes)
         exec(code, module.__dict__)  # noqa: S102 - this is what a loader does
         notify_module_loaded(module)
 
-    def get_code(self, _name: str) -> CodeType:
+    def get_code(self, name: str) -> CodeType:
         """Compile the edited text, as the loader beneath does, under a name that says so."""
         default = lambda data, file: compile(data, file, "exec", dont_inherit=True)  # noqa: E731
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
             compiler = getattr(self._inner, "source_to_code", default)
             code: CodeType = compiler(self._module.after, self._module.runs_as)
-            return code
+        COMPILED[name] = lines_of(code, self._module.scopes)
+        return code
 
     def get_source(self, _name: str) -> str:
         """Return the edited text, with line feeds as line ends."""

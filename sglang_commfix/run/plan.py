@@ -31,11 +31,7 @@ class Module(NamedTuple):
     after: bytes
     patches: tuple[str, ...]
     scopes: tuple[str, ...]
-
-    @property
-    def runs_as(self) -> str:
-        """Return the name under which the edited text is compiled, which tracebacks show."""
-        return f"{self.path} [commfix]"
+    runs_as: str  # the name under which the edited text is compiled, which tracebacks show
 
 
 class Plan(NamedTuple):
@@ -109,7 +105,8 @@ def select(sglang: Sglang, settings: Settings, lock: Lock, origin: str) -> Plan:
         after = splice(raw, [one for _, one in own])
         ids = tuple(dict.fromkeys(patch for patch, _ in own))
         scopes = tuple(dict.fromkeys(one["scope"] for _, one in own if one["scope"]))
-        modules[name] = Module(sglang.file_of(name), raw, after, ids, scopes)
+        path = sglang.file_of(name)
+        modules[name] = Module(path, raw, after, ids, scopes, f"{path} [commfix]")
     return Plan(sglang, settings, lock, origin, patches, modules)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 
 LIMIT = 10_000  # objects that are looked at for one name
+_CODE = (FunctionType, staticmethod, classmethod, property)
 _FUNCTION = 1  # inspect.CO_OPTIMIZED: the code is not that of a class body
 Lines = dict[str, set[tuple[str, int]]]  # of a scope: the functions that it may name
 
@@ -63,7 +64,7 @@ def stray(module: ModuleType, file: str, wanted: Lines) -> str | None:
             continue
         roots = [found]
         if isinstance(found, type):
-            roots, bodies = [v for v in vars(found).values() if _is_code(v)], found.__mro__
+            roots, bodies = [v for v in vars(found).values() if isinstance(v, _CODE)], found.__mro__
         if lines and roots and not _reaches(roots, bodies, file, lines):
             return f"{scope} is {_words(found)}, which neither is nor calls the edited code"
     return None
@@ -99,10 +100,6 @@ def _reaches(
         queue += [one.__closure__, one.__defaults__, one.__kwdefaults__, own]
         queue += [code.co_consts for code in codes]  # ddtrace keeps the original there
     return False
-
-
-def _is_code(value: object) -> bool:
-    return isinstance(value, FunctionType | staticmethod | classmethod | property)
 
 
 def _words(found: Any) -> str:

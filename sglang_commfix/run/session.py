@@ -25,9 +25,9 @@ from sglang_commfix.files import Sglang, ask, find_sglang
 from sglang_commfix.run import fleet
 from sglang_commfix.run.host import MIXED, NOT_HOOKED, STRICT, log, read_settings, read_switch
 from sglang_commfix.run.installed import damage
-from sglang_commfix.run.loader import EXECUTED, MARK, PatchedLoader
+from sglang_commfix.run.loader import COMPILED, MARK, PatchedLoader
 from sglang_commfix.run.plan import Plan, make_plan
-from sglang_commfix.run.reach import lines_of, stray
+from sglang_commfix.run.reach import stray
 
 
 _WORDS = {"apply": "applying", "not-needed": "not needed:", "not-in-lock": "not in your lock:"}
@@ -50,7 +50,7 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
         try:
             method(self, *given)
         except Exception as error:  # noqa: BLE001 - whatever it is
-            self.fail(f"an error of its own, {type(error).__name__}: {error}")
+            self.fail(f"its own {type(error).__name__}: {error}")
 
     return harmless
 
@@ -68,13 +68,12 @@ class Session:
         self.modules = plan.modules if plan else {}
         self._ends = ends  # whether a failure ends this process
         self._ended = False
-        self._announced = plan is None
-        self._compared = plan is None
+        self._announced = self._compared = plan is None
         self._unverified = set(self.modules)
         self._said: set[str] = set()
         self._cold = set(_COLD if plan else ())
-        decided = plan.having("apply") if plan else []
-        self._relied = {name: it for patch in decided for name, it in patch["modules"].items()}
+        applied = plan.having("apply") if plan else []
+        self._relied = {name: it for patch in applied for name, it in patch["modules"].items()}
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Return a patched spec for a module of the plan, nothing for any other."""
@@ -86,13 +85,12 @@ class Session:
         if module is None:
             return None
         behind = list(dropwhile(lambda f: f is not self and f is not FINDER, sys.meta_path))[1:]
-        others = [f for f in behind if type(f).__module__ != "wrapt.importer"]
-        spec = ask(others, name, path, target)
+        behind = [finder for finder in behind if type(finder).__module__ != "wrapt.importer"]
+        spec = ask(behind, name, path, target)
         if spec is None or spec.loader is None or hasattr(spec, MARK):
             return spec
         if spec.origin is None or Path(spec.origin).resolve() != module.path.resolve():
-            where = f"{name} is about to be loaded from {spec.origin}"
-            self.fail(f"{where}, but the decision was made for {module.path}: not patched")
+            self.fail(f"{name} is not patched: found in {spec.origin}, decided for {module.path}")
             return None  # and leave it to the other finders
         spec.loader = PatchedLoader(spec.loader, module)  # type: ignore[assignment]
         setattr(spec, MARK, module.patches)
@@ -110,8 +108,9 @@ class Session:
                 log().error(f"{patch['id']} is refused: {patch['reason']}")
             log().info(summary(self.plan))
             if refused and self._ends and not embeds:
-                count = f"{STRICT}=1 and {len(refused)} of the selected patches"
-                self.fail(f"{count} cannot be applied: this process ends")
+                self.fail(
+                    f"{STRICT}=1 and {len(refused)} of the selected patches cannot be applied"
+                )
             if other := fleet.differs_from_parent(self.plan):
                 self.fail(f"{other}. Processes of one server must run the same: restart it whole")
         for name in (self._unverified | self._cold) & sys.modules.keys():
@@ -122,10 +121,8 @@ class Session:
     @_harmless
     def _check_file(self, name: str) -> None:
         if self.plan and Sglang(self.plan.sglang.path).digest(name) != self._relied[name]:
-            self.fail(
-                f"{self.plan.sglang.file_of(name)} changed on disk after this process decided "
-                "about its patches: restart. What is edited runs as it was then"
-            )
+            file = self.plan.sglang.file_of(name)
+            self.fail(f"{file} changed on disk after this process decided about it: restart")
 
     @_harmless
     def imported(self, module: Any, name: str = "") -> None:
@@ -133,12 +130,11 @@ class Session:
         name = name or module.__name__
         if name in self.modules:
             self.verify(name)
-        if name not in self._cold:
-            return
-        self._cold.discard(name)
-        owner = getattr(module, "Scheduler", module)
-        for place in [word for word in dir(owner) if word.startswith(_COLD_NAMES)]:
-            setattr(owner, place, self._before(getattr(owner, place)))
+        if name in self._cold:
+            self._cold.discard(name)
+            owner = getattr(module, "Scheduler", module)
+            for place in [word for word in dir(owner) if word.startswith(_COLD_NAMES)]:
+                setattr(owner, place, self._before(getattr(owner, place)))
 
     def _before(self, call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
@@ -153,16 +149,15 @@ class Session:
         return checked
 
     def _compare(self, call: dict[str, Any]) -> None:
-        if self.plan is None:
-            return
         try:
-            found = fleet.differs_from_ranks(self.plan, call)
+            found = self.plan and fleet.differs_from_ranks(self.plan, call)
         except Exception as error:  # noqa: BLE001 - stores and back-ends have their own
             found = False, f"ranks could not be compared: {type(error).__name__}: {error}"
-        if found and found[0] and not self.plan.settings.mixed:
+        if self.plan and found and found[0]:
             log().error(found[1])
-            raise MixedFleetError(f"{found[1]}. Make them the same, or set {MIXED}=1")
-        if found:
+            if not self.plan.settings.mixed:
+                raise MixedFleetError(f"{found[1]}. Make them the same, or set {MIXED}=1")
+        elif found:
             self.fail(found[1])
 
     @_harmless
@@ -173,10 +168,7 @@ class Session:
         if module is None:  # its import is forbidden
             return
         marked = isinstance(module, ModuleType) and MARK in vars(module)
-        wanted = EXECUTED.get(name)
-        if wanted is None:
-            code = compile(planned.after, planned.runs_as, "exec", dont_inherit=True)
-            wanted = lines_of(code, planned.scopes)
+        wanted = COMPILED.get(name, {})
         why = stray(module, planned.runs_as, wanted)
         if why is None and (marked or wanted):
             log().debug(f"{name} runs with {', '.join(planned.patches)}")
@@ -184,11 +176,9 @@ class Session:
         loader = type(getattr(getattr(module, "__spec__", None), "loader", None)).__name__
         if not marked:
             why = f"it was loaded by {loader}, another import hook"
-        self.fail(
-            f"{name} runs UNPATCHED: {why}, without {', '.join(planned.patches)}. Answers may be "
-            "wrong: take that out, or export the patches with `sglang-commfix export` and apply "
-            "them to the files"
-        )
+        what = f"{name} runs UNPATCHED: {why}, without {', '.join(planned.patches)}"
+        remedy = "take that out, or patch the files by `sglang-commfix export`"
+        self.fail(f"{what}. Answers may be wrong: {remedy}")
 
     def fail(self, message: str) -> None:
         """Say what went wrong, once; under strict, end the process."""
@@ -209,8 +199,8 @@ def summary(plan: Plan) -> str:
     parts = [f"{words} {ids[key]}" for key, words in _WORDS.items() if ids[key]]
     if plan.unneeded:
         parts.append(f"none of the {len(plan.patches)} faults that this version knows is here")
-    runs = f"commfix={fleet.digest(fleet.texts(plan))}"
-    return f"sglang {plan.lock['sglang']} at {plan.sglang.path}: {runs}; {'; '.join(parts)}"
+    parts.insert(0, f"commfix={fleet.digest(fleet.texts(plan))}")
+    return f"sglang {plan.lock['sglang']} at {plan.sglang.path}: {'; '.join(parts)}"
 
 
 def start() -> Session | None:
@@ -230,10 +220,9 @@ def start() -> Session | None:
                 _check(plan)
                 install(Session(plan, ends=strict))
             return current
-        except CommfixError as error:
-            failure = f"{error}. Nothing is applied"
         except Exception as error:  # noqa: BLE001 - a guest must not break the host
-            failure = f"an error of its own, {type(error).__name__}: {error}. Nothing is applied"
+            own = "" if isinstance(error, CommfixError) else f"its own {type(error).__name__}: "
+            failure = f"{own}{error}. Nothing is applied"
         finally:
             _deciding = False
         install(failed := Session(None, ends=strict))

@@ -120,7 +120,7 @@ class TestDifferences:
             line.partition(" ERROR ")[2] for line in other
         ]
         assert len(one) == 1
-        assert "ranks of one model run different patches. rank 0 on " in one[0]
+        assert "ranks of one model run different patches: rank 0 on " in one[0]
         assert f"(without {self.ENTRY})" in one[0]
         assert all("MixedFleetError" in rank.log for rank in ranks)
 
