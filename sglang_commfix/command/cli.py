@@ -183,6 +183,7 @@ def _status_text(report: Report) -> str:
             else "Decided now, by a checkout of sglang-commfix",
         }.get(report.lock, f"Decided by your lock, {report.lock}")
     )
+    lines.append(f"Each process logs commfix={report.runs}")
     for patch in report.patches:
         lines += ["", *_patch_text(patch)]
     lines += ["", *(f"WARNING: {warning}" for warning in report.warnings)]

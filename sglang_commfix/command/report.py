@@ -17,6 +17,7 @@ from sglang_commfix.engine.fingerprint import find_scope
 from sglang_commfix.engine.register import Target, load, patches_folder
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.errors import CommfixError
+from sglang_commfix.run import fleet
 from sglang_commfix.run.host import NOT_HOOKED
 from sglang_commfix.run.installed import damage
 from sglang_commfix.run.plan import DEFAULT_KINDS, parse_selection
@@ -110,6 +111,7 @@ class Report:
         select_from: where it comes from: ``environment``, ``--select`` or ``default``.
         hook: whether the start-up hook ran in this interpreter; ``None`` where that says nothing
             about the sglang that was looked at.
+        runs: the digest of the edited text, as a server's log line has it; ``none``: nothing is.
         uninstall: whether none of the faults that this version knows is in this sglang.
         warnings: what would keep the patches from reaching sglang.
         patches: one entry for each patch.
@@ -122,6 +124,7 @@ class Report:
     select: str
     select_from: str
     hook: bool | None
+    runs: str
     uninstall: bool
     warnings: tuple[str, ...]
     patches: tuple[PatchReport, ...]
@@ -172,6 +175,7 @@ def status(sglang_path: str | Path | None = None, select: str | None = None) -> 
         select=plan.settings.select,
         select_from=select_from if select is None else "--select",
         hook=hook,
+        runs=fleet.digest(fleet.texts(plan)),
         uninstall=plan.unneeded,
         warnings=tuple(warnings),
         patches=tuple(_patch_report(plan, register, tree, patch) for patch in plan.patches),

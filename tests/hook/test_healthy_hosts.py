@@ -1013,3 +1013,16 @@ def test_the_page_lists_every_host() -> None:
     hosts += [f"who_plays_the_edited_module_goes_on[{name}]" for name in MOCKED]
     hosts += [f"an_unhealthy_host_is_told[{name}]" for name in UNHEALTHY]
     assert sorted(named) == sorted(hosts)
+
+
+def test_every_row_of_what_can_go_wrong_names_tests_that_exist() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "reliability.md").read_text()
+    half = page.partition("## What can go wrong\n")[2].partition("## Healthy hosts\n")[0]
+    rows = [line for line in half.splitlines() if line.startswith("| ")]
+    tests = "".join(file.read_text() for file in (root / "tests").rglob("test_*.py"))
+    for row in rows:
+        what, *_, names = row.strip("| ").split(" | ")
+        assert what == "what happens" or re.findall(r"`(test_\w+)`", names), row
+        for name in re.findall(r"`(test_\w+)`", names):
+            assert f"def {name}(" in tests
