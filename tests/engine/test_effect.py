@@ -364,3 +364,13 @@ def test_what_a_release_binds_anew_is_known(tmp_path: Path) -> None:
         assert found(register, known)[FUNCTION].verdict == "apply"
     assert found(register, below("from vendor import fuse_all"))[FUNCTION].verdict == "refused"
     assert found(register, text.replace("vendor import", "x import"))[FUNCTION].verdict == "refused"
+
+
+def test_an_entry_is_not_made_without_the_edit_that_has_no_effect(tmp_path: Path) -> None:
+    """Although a release of the range takes the other edit alone."""
+    upstream = Upstream()
+    upstream.releases |= {"1.1": {MODULE: TEXT}, "1.2": {MODULE: TEXT}}
+    both = [edit(), edit(scope="fuse_all", releases=">=1.1,<1.2")]
+    register = upstream.register(tmp_path / "patches", patch(METHOD, edit=both))
+    assert found(register, TEXT)[METHOD].verdict == "apply"
+    assert found(register, below("fuse_all = _vendor"))[METHOD].verdict == "refused"
