@@ -80,6 +80,11 @@ METHOD_LOST = {
         for name in vendor.NAMES:
             setattr(LayerCommunicator, name, getattr(vendor, name))
         """,
+    "by names that are not there, by the module": f"""
+        import {MODULE} as me, vendor
+        for name in vendor.NAMES:
+            setattr(me.LayerCommunicator, name, None)
+        """,
     "as the target of a loop": "for LayerCommunicator.should_fuse in [_vendor]:\n    pass",
     "as the target of with": "with open(os.devnull) as LayerCommunicator.should_fuse:\n    pass",
     "code": "LayerCommunicator.should_fuse.__code__ = _vendor.__code__",
