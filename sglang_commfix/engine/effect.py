@@ -106,10 +106,9 @@ class Names:
         own = {space} if space else {"globals", "__name__", self._module}
         if isinstance(owner, (Definition, ast.alias)):
             return isinstance(owner, ast.alias) and owner.name in own
-        for one in ast.walk(owner):
-            word = getattr(one, "id", getattr(one, "value", space and getattr(one, "attr", "")))
-            if isinstance(word, str) and word in own:
-                return True
+        fields = ("id", "value", "attr") if space else ("id", "value")
+        if any(getattr(n, field, None) in own for n in ast.walk(owner) for field in fields):
+            return True
         maybe = None if space else False
         if not isinstance(owner, ast.Name):
             return maybe

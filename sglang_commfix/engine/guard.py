@@ -76,7 +76,7 @@ def _decide(tree: Tree, patch: Patch, allowed: bool) -> Finding:
     except SourceError as error:
         return Finding(patch, "refused", f"{error}. Reinstall sglang", found)
     whole = as_released(patch, found)
-    if whole is not None and finding.verdict == whole.verdict:
+    if whole is not None and (finding.verdict, finding.edits) == (whole.verdict, whole.edits):
         return whole
     if whole is not None and finding.verdict != "refused":
         return finding.refused(f"{whole.reason}, but {finding.reason}")

@@ -80,6 +80,11 @@ METHOD_LOST = {
         for name in vendor.NAMES:
             setattr(LayerCommunicator, name, getattr(vendor, name))
         """,
+    "by names that are not there, by the module": f"""
+        import {MODULE} as me, vendor
+        for name in vendor.NAMES:
+            setattr(me.LayerCommunicator, name, None)
+        """,
     "as the target of a loop": "for LayerCommunicator.should_fuse in [_vendor]:\n    pass",
     "as the target of with": "with open(os.devnull) as LayerCommunicator.should_fuse:\n    pass",
     "code": "LayerCommunicator.should_fuse.__code__ = _vendor.__code__",
@@ -364,3 +369,13 @@ def test_what_a_release_binds_anew_is_known(tmp_path: Path) -> None:
         assert found(register, known)[FUNCTION].verdict == "apply"
     assert found(register, below("from vendor import fuse_all"))[FUNCTION].verdict == "refused"
     assert found(register, text.replace("vendor import", "x import"))[FUNCTION].verdict == "refused"
+
+
+def test_an_entry_is_not_made_without_the_edit_that_has_no_effect(tmp_path: Path) -> None:
+    """Although a release of the range takes the other edit alone."""
+    upstream = Upstream()
+    upstream.releases |= {"1.1": {MODULE: TEXT}, "1.2": {MODULE: TEXT}}
+    both = [edit(), edit(scope="fuse_all", releases=">=1.1,<1.2")]
+    register = upstream.register(tmp_path / "patches", patch(METHOD, edit=both))
+    assert found(register, TEXT)[METHOD].verdict == "apply"
+    assert found(register, below("fuse_all = _vendor"))[METHOD].verdict == "refused"

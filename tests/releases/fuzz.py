@@ -339,14 +339,20 @@ def check_splices(edited: Tree, decision: Decision) -> None:
         assert source is not None
         assert tree is not None
         after = splice(source.raw, [s for s in decision["splices"] if s["module"] == module])
-        try:
-            compile(after, "f", "exec", dont_inherit=True)
-        except (SyntaxError, ValueError) as error:
-            raise WrongError(f"{decision['id']}: {module} does not compile: {error}") from error
+        if not compiles(after) and compiles(source.raw):
+            raise WrongError(f"{decision['id']}: {module} does not compile any more")
         old, new = source.raw.splitlines(keepends=True), after.splitlines(keepends=True)
         for first, last in gone(old, new):
             if not any(a <= first and last <= b for a, b in planned(source.raw, decision, module)):
                 raise WrongError(f"{decision['id']}: lines {first} to {last} of {module} changed")
+
+
+def compiles(raw: bytes) -> bool:
+    try:
+        compile(raw, "f", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 def planned(raw: bytes, decision: Decision, module: str) -> Iterator[tuple[int, int]]:

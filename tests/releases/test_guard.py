@@ -27,7 +27,8 @@ def test_statements_and_whole_functions_say_the_same(release: str) -> None:
         found = {target: tree(release).fingerprint(target) for target in patch.targets}
         whole = as_released(patch, found)
         assert whole is not None
-        assert by_statements(tree(release), patch, found).verdict == whole.verdict, patch.id
+        finding = by_statements(tree(release), patch, found)
+        assert (finding.verdict, finding.edits) == (whole.verdict, whole.edits), patch.id
 
 
 @each_patch
@@ -43,6 +44,13 @@ def test_what_shows_the_fault_is_in_no_release_without_it(patch: Patch) -> None:
         assert sound != affected, release
         # An anchor that only has text put in stands there with the fix, too.
         assert faulty or not affected, release
+
+
+@each_patch
+def test_no_variant_asks_for_less_than_another(patch: Patch) -> None:
+    """It would be taken where the other's edits do not fit, and leave them out."""
+    variants = [set(variant.clauses) for variant in patch.variants()]
+    assert not any(one < other for one in variants for other in variants)
 
 
 @each_patch
