@@ -7,13 +7,19 @@ An entry of the register may say what its absence does to some of them, in
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 
 from rig.observation import ATTENTION_DP_2_EP_2
 
 
 RELEASES = ("0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1")
-QWEN3, DEEPSEEK = MODELS = ("qwen3-moe", "deepseek-v3")
+QWEN3, DEEPSEEK, GPT_OSS = MODELS = ("qwen3-moe", "deepseek-v3", "gpt-oss")
+_MOST = (QWEN3, DEEPSEEK)
+
+# GPT-OSS has attention sinks, which torch_native does not know.
+FLAGS = {QWEN3: (), DEEPSEEK: (), GPT_OSS: ("--attention-backend", "triton")}
+
 UNPATCHED, ALL = PATCHES = (None, "all")
 
 
@@ -76,19 +82,22 @@ class Layout:
 
     name: str
     flags: tuple[str, ...]
-    models: tuple[str, ...] = MODELS
+    models: tuple[str, ...] = _MOST
     releases: tuple[str, ...] = RELEASES
+    fused: bool = False
+    """With FlashInfer's fused all-reduce, its kernel played."""
 
     @property
     def ranks(self) -> int:
-        return int(self.flags[self.flags.index("--tp") + 1])
+        sizes = (self.flags.index(name) + 1 for name in ("--tp", "--pp-size") if name in self.flags)
+        return math.prod(int(self.flags[size]) for size in sizes)
 
 
 def _sizes(attention_cp: int, moe_dp: int) -> tuple[str, ...]:
     return "--attn-cp-size", str(attention_cp), "--moe-dp-size", str(moe_dp)
 
 
-TP2_DP2_EP2 = Layout("tp2 dp2 ep2", ATTENTION_DP_2_EP_2)
+TP2_DP2_EP2 = Layout("tp2 dp2 ep2", ATTENTION_DP_2_EP_2, MODELS)
 TP4_DP4_EP4 = Layout(
     "tp4 dp4 ep4", ("--tp", "4", "--dp", "4", "--enable-dp-attention", "--ep", "4")
 )
@@ -117,6 +126,12 @@ TP4_DP4_CP2 = Layout(
     (QWEN3,),
 )
 
+# Not on the first two, where the stages also share the workspace of wrong ranks.
+TP2_PP2 = Layout(
+    "tp2 pp2, fused", ("--tp", "2", "--pp-size", "2"), releases=RELEASES[2:], fused=True
+)
+TP4_EP2 = Layout("tp4 ep2, fused", ("--tp", "4", "--ep", "2"), releases=RELEASES[2:], fused=True)
+
 LAYOUTS = (
     TP2_DP2_EP2,
     TP4_DP4_EP4,
@@ -128,6 +143,8 @@ LAYOUTS = (
     TP4_DP4_CP2,
     TP4_CP4_MOE_DP2,
     TP4_DP2_CP2,
+    TP2_PP2,
+    TP4_EP2,
 )
 
 RIGHT = Expected(Outcome.RIGHT)
