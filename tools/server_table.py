@@ -40,8 +40,8 @@ the prompts, and maximum over the generated tokens, of each text up to the first
 The seconds are those from the start of the server to its last answer.
 
 A layout called fused leaves its all-reduces to FlashInfer's kernel, which is played by the same sum
-in plain torch. GPT-OSS, whose attention sinks torch's own attention does not know, has
-`--attention-backend triton`, in Triton's interpreter, and each rank is given its share of the experts.
+in plain torch. GPT-OSS has attention sinks, which torch's own attention does not know: it has
+`--attention-backend triton`, in Triton's interpreter; and each rank is given its share of experts.
 
 Shown are {shown} of the {matrix} servers of the matrix.
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rig.observation import ATTENTION_DP_2_EP_2
 
 
 RELEASES = ("0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1")
-QWEN3, DEEPSEEK, GPT_OSS = MODELS = ("qwen3-moe", "deepseek-v3", "gpt-oss")
-_MOST = (QWEN3, DEEPSEEK)
+QWEN3, DEEPSEEK = MODELS = ("qwen3-moe", "deepseek-v3")
 
-# GPT-OSS has attention sinks, which torch_native does not know.
+# In layouts that name it. It has attention sinks, which torch_native does not know.
+GPT_OSS = "gpt-oss"
 FLAGS = {QWEN3: (), DEEPSEEK: (), GPT_OSS: ("--attention-backend", "triton")}
 
 UNPATCHED, ALL = PATCHES = (None, "all")
@@ -82,7 +82,7 @@ class Layout:
 
     name: str
     flags: tuple[str, ...]
-    models: tuple[str, ...] = _MOST
+    models: tuple[str, ...] = MODELS
     releases: tuple[str, ...] = RELEASES
     fused: bool = False
     """With FlashInfer's fused all-reduce, its kernel played."""
@@ -97,7 +97,8 @@ def _sizes(attention_cp: int, moe_dp: int) -> tuple[str, ...]:
     return "--attn-cp-size", str(attention_cp), "--moe-dp-size", str(moe_dp)
 
 
-TP2_DP2_EP2 = Layout("tp2 dp2 ep2", ATTENTION_DP_2_EP_2, MODELS)
+TP2_DP2_EP2 = Layout("tp2 dp2 ep2", ATTENTION_DP_2_EP_2)
+TP2_DP2_EP2_GPT_OSS = replace(TP2_DP2_EP2, models=(GPT_OSS,), releases=RELEASES[3:])
 TP4_DP4_EP4 = Layout(
     "tp4 dp4 ep4", ("--tp", "4", "--dp", "4", "--enable-dp-attention", "--ep", "4")
 )
@@ -126,14 +127,17 @@ TP4_DP4_CP2 = Layout(
     (QWEN3,),
 )
 
-# Not on the first two, where the stages also share the workspace of wrong ranks.
+# Where nothing else is wrong with stages that fuse: before, they meet for one workspace.
 TP2_PP2 = Layout(
-    "tp2 pp2, fused", ("--tp", "2", "--pp-size", "2"), releases=RELEASES[2:], fused=True
+    "tp2 pp2, fused", ("--tp", "2", "--pp-size", "2"), (DEEPSEEK,), RELEASES[3:], fused=True
 )
-TP4_EP2 = Layout("tp4 ep2, fused", ("--tp", "4", "--ep", "2"), releases=RELEASES[2:], fused=True)
+TP4_EP2 = Layout(
+    "tp4 ep2, fused", ("--tp", "4", "--ep", "2"), (DEEPSEEK,), RELEASES[3:], fused=True
+)
 
 LAYOUTS = (
     TP2_DP2_EP2,
+    TP2_DP2_EP2_GPT_OSS,
     TP4_DP4_EP4,
     TP4_DP2,
     TP4_DP2_EP2,

@@ -13,7 +13,6 @@ from rig.entries import declared
 from rig.expected import (
     FLAGS,
     LAYOUTS,
-    MODELS,
     PATCHES,
     PREFILL_CP,
     RELEASES,
@@ -123,7 +122,7 @@ class Cell:
 def _cells() -> Iterator[Cell]:
     """Every layout with all patches; unpatched where that is to go otherwise, or is to fail too."""
     for release in RELEASES:
-        for model in MODELS:
+        for model in FLAGS:
             for layout in LAYOUTS:
                 if model not in layout.models or release not in layout.releases:
                     continue

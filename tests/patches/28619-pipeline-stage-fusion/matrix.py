@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rig.expected import DEEPSEEK, QWEN3, TP2_PP2, UNPATCHED, WRONG, Exceptions
+from rig.expected import DEEPSEEK, TP2_PP2, UNPATCHED, WRONG, Exceptions
 
 
-EXCEPTIONS = (Exceptions(WRONG, (TP2_PP2,), ("0.5.12.post1",), (DEEPSEEK, QWEN3), (UNPATCHED,)),)
+EXCEPTIONS = (Exceptions(WRONG, (TP2_PP2,), ("0.5.12.post1",), (DEEPSEEK,), (UNPATCHED,)),)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rig.expected import DEEPSEEK, QWEN3, TP4_EP2, UNPATCHED, WRONG, Exceptions
+from rig.expected import DEEPSEEK, TP4_EP2, UNPATCHED, WRONG, Exceptions
 
 
-EXCEPTIONS = (
-    Exceptions(WRONG, (TP4_EP2,), ("0.5.11", "0.5.12.post1"), (DEEPSEEK, QWEN3), (UNPATCHED,)),
-)
+EXCEPTIONS = (Exceptions(WRONG, (TP4_EP2,), ("0.5.12.post1",), (DEEPSEEK,), (UNPATCHED,)),)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rig.expected import GPT_OSS, TP2_DP2_EP2, UNPATCHED, WRONG, Exceptions
+from rig.expected import GPT_OSS, TP2_DP2_EP2_GPT_OSS, UNPATCHED, WRONG, Exceptions
 
 
 EXCEPTIONS = (
-    Exceptions(WRONG, (TP2_DP2_EP2,), ("0.5.11", "0.5.12.post1"), (GPT_OSS,), (UNPATCHED,)),
+    Exceptions(WRONG, (TP2_DP2_EP2_GPT_OSS,), ("0.5.12.post1",), (GPT_OSS,), (UNPATCHED,)),
 )

@@ -183,20 +183,24 @@ def _swiglu_of_gpt_oss(both: Any, moe_runner_config: Any) -> Any:
     return gate * (gate * moe_runner_config.gemm1_alpha).sigmoid() * (up + 1)
 
 
-def _split_fused_experts(layer: Any) -> None:
-    """Of a checkpoint that stacks all experts sglang gives each rank its own only if it is quantized."""
+def _load_stacked_experts(layer: Any) -> None:
+    """Of a checkpoint that stacks all experts sglang gives a rank its own only if it is quantized.
+
+    And on a CPU it looks for a third dimension in their biases.
+    """
     fused_moe = layer.FusedMoE
-    if not hasattr(fused_moe, "weight_loader_fused"):
-        return
     load = fused_moe.weight_loader_fused
 
     @functools.wraps(load)
     def weight_loader_fused(
-        self: Any, param: Any, loaded_weight: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+        self: Any, param: Any, loaded_weight: Any, weight_name: str, shard_id: str
+    ) -> None:
         if len(loaded_weight) != len(param):
             loaded_weight = loaded_weight.chunk(self.moe_ep_size)[self.moe_ep_rank]
-        return load(self, param, loaded_weight, *args, **kwargs)
+        if shard_id == "w2" and param.dim() == 2:
+            param.data.copy_(loaded_weight)
+        else:
+            load(self, param, loaded_weight, weight_name, shard_id)
 
     fused_moe.weight_loader_fused = weight_loader_fused
 
@@ -291,7 +295,7 @@ _SHIMS: dict[str, Shim] = {
     "sglang.srt.models.deepseek_common.attention_backend_handler": _use_absorbed_mla,
     "sglang.srt.layers.moe.fused_moe_native": _complete_expert_loop,
     "sglang.srt.models.gpt_oss": _keep_sinks_in_float32,
-    "sglang.srt.layers.moe.fused_moe_triton.layer": _split_fused_experts,
+    "sglang.srt.layers.moe.fused_moe_triton.layer": _load_stacked_experts,
     "sglang.srt.layers.moe.token_dispatcher.standard": _keep_expert_map_off_cuda,
     "sglang.srt.distributed.device_communicators.pynccl": _replace_pynccl,
 }
