@@ -39,6 +39,10 @@ and model, without patches:
 the prompts, and maximum over the generated tokens, of each text up to the first that is another.
 The seconds are those from the start of the server to its last answer.
 
+A layout called fused leaves its all-reduces to FlashInfer's kernel, which is played by the same sum
+in plain torch. GPT-OSS has attention sinks, which torch's own attention does not know: it has
+`--attention-backend triton`, in Triton's interpreter; and each rank is given its share of experts.
+
 Shown are {shown} of the {matrix} servers of the matrix.
 
 Run on {date}: {machine}; torch {torch} on CPython {python}; sglang-commfix {version}.

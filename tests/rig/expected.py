@@ -7,13 +7,19 @@ An entry of the register may say what its absence does to some of them, in
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from rig.observation import ATTENTION_DP_2_EP_2
 
 
 RELEASES = ("0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1")
 QWEN3, DEEPSEEK = MODELS = ("qwen3-moe", "deepseek-v3")
+
+# In layouts that name it. It has attention sinks, which torch_native does not know.
+GPT_OSS = "gpt-oss"
+FLAGS = {QWEN3: (), DEEPSEEK: (), GPT_OSS: ("--attention-backend", "triton")}
+
 UNPATCHED, ALL = PATCHES = (None, "all")
 
 
@@ -78,10 +84,13 @@ class Layout:
     flags: tuple[str, ...]
     models: tuple[str, ...] = MODELS
     releases: tuple[str, ...] = RELEASES
+    fused: bool = False
+    """With FlashInfer's fused all-reduce, its kernel played."""
 
     @property
     def ranks(self) -> int:
-        return int(self.flags[self.flags.index("--tp") + 1])
+        sizes = (self.flags.index(name) + 1 for name in ("--tp", "--pp-size") if name in self.flags)
+        return math.prod(int(self.flags[size]) for size in sizes)
 
 
 def _sizes(attention_cp: int, moe_dp: int) -> tuple[str, ...]:
@@ -89,6 +98,7 @@ def _sizes(attention_cp: int, moe_dp: int) -> tuple[str, ...]:
 
 
 TP2_DP2_EP2 = Layout("tp2 dp2 ep2", ATTENTION_DP_2_EP_2)
+TP2_DP2_EP2_GPT_OSS = replace(TP2_DP2_EP2, models=(GPT_OSS,), releases=RELEASES[3:])
 TP4_DP4_EP4 = Layout(
     "tp4 dp4 ep4", ("--tp", "4", "--dp", "4", "--enable-dp-attention", "--ep", "4")
 )
@@ -117,8 +127,17 @@ TP4_DP4_CP2 = Layout(
     (QWEN3,),
 )
 
+# Where nothing else is wrong with stages that fuse: before, they meet for one workspace.
+TP2_PP2 = Layout(
+    "tp2 pp2, fused", ("--tp", "2", "--pp-size", "2"), (DEEPSEEK,), RELEASES[3:], fused=True
+)
+TP4_EP2 = Layout(
+    "tp4 ep2, fused", ("--tp", "4", "--ep", "2"), (DEEPSEEK,), RELEASES[3:], fused=True
+)
+
 LAYOUTS = (
     TP2_DP2_EP2,
+    TP2_DP2_EP2_GPT_OSS,
     TP4_DP4_EP4,
     TP4_DP2,
     TP4_DP2_EP2,
@@ -128,6 +147,8 @@ LAYOUTS = (
     TP4_DP4_CP2,
     TP4_CP4_MOE_DP2,
     TP4_DP2_CP2,
+    TP2_PP2,
+    TP4_EP2,
 )
 
 RIGHT = Expected(Outcome.RIGHT)

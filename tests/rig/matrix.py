@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from rig.entries import declared
 from rig.expected import (
+    FLAGS,
     LAYOUTS,
-    MODELS,
     PATCHES,
     PREFILL_CP,
     RELEASES,
@@ -95,12 +95,13 @@ class Cell:
 
     @property
     def setup(self) -> Setup:
+        probes = {"steps": self.has_steps, "flashinfer": self.layout.fused}
         return Setup(
             self.release,
-            self.layout.flags,
+            (*self.layout.flags, *FLAGS[self.model]),
             patches=self.patches,
             model=self.model,
-            probes=("steps",) if self.has_steps else (),
+            probes=tuple(probe for probe, is_wanted in probes.items() if is_wanted),
         )
 
     @property
@@ -110,7 +111,7 @@ class Cell:
 
     @property
     def reference(self) -> Setup:
-        return Setup(self.release, model=self.model)
+        return Setup(self.release, FLAGS[self.model], model=self.model)
 
     @property
     def effort(self) -> int:
@@ -121,7 +122,7 @@ class Cell:
 def _cells() -> Iterator[Cell]:
     """Every layout with all patches; unpatched where that is to go otherwise, or is to fail too."""
     for release in RELEASES:
-        for model in MODELS:
+        for model in FLAGS:
             for layout in LAYOUTS:
                 if model not in layout.models or release not in layout.releases:
                     continue

@@ -107,6 +107,33 @@ CONFIGS: dict[str, Config] = {
     },
 }
 
+CONFIGS["gpt-oss"] = {
+    **_COMMON,
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "head_dim": 32,
+    "intermediate_size": 64,
+    "num_local_experts": 8,
+    "attention_bias": True,
+    # The layers take their type from here, whatever the server is told.
+    "torch_dtype": "float32",
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "sliding_window": 16,
+    # The real one is 7, which these activations would hardly ever meet.
+    "swiglu_limit": 2.0,
+    "router_aux_loss_coef": 0.001,
+    "output_router_logits": False,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 512,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+    },
+}
+
 # Features of the first three of its vision encoder's layers are added behind the first three layers.
 CONFIGS["qwen3-vl-moe"] = {
     "architectures": ["Qwen3VLMoeForConditionalGeneration"],
@@ -182,6 +209,7 @@ def write_model(name: str, folder: Path) -> None:
     weights = _Weights(config.get("text_config", config))
     write = {
         "deepseek_v3": _deepseek_v3,
+        "gpt_oss": _gpt_oss,
         "qwen3_moe": _qwen3_moe,
         "qwen3_vl_moe": _qwen3_vl_moe,
     }[config["model_type"]]
@@ -286,6 +314,24 @@ def _qwen3_moe(weights: _Weights, config: Config) -> None:
     for _, prefix in _frame(weights, config):
         _qwen3_attention(weights, prefix + "self_attn.", config)
         _experts(weights, prefix + "mlp.", config["num_experts"], config["moe_intermediate_size"])
+
+
+def _gpt_oss(weights: _Weights, config: Config) -> None:
+    hidden, size = config["hidden_size"], config["head_dim"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    experts, width = config["num_local_experts"], config["intermediate_size"]
+    for _, prefix in _frame(weights, config):
+        attention, mlp = prefix + "self_attn.", prefix + "mlp."
+        weights.linear(attention + "q_proj", heads * size, hidden)
+        weights.linear(attention + "k_proj", kv_heads * size, hidden)
+        weights.linear(attention + "v_proj", kv_heads * size, hidden)
+        weights.linear(attention + "o_proj", hidden, heads * size)
+        weights.stack(attention + "sinks", heads, deviation=1.0)
+        weights.linear(mlp + "router", experts, hidden)
+        weights.stack(mlp + "experts.gate_up_proj", experts, hidden, 2 * width)
+        weights.stack(mlp + "experts.gate_up_proj_bias", experts, 2 * width)
+        weights.stack(mlp + "experts.down_proj", experts, width, hidden)
+        weights.stack(mlp + "experts.down_proj_bias", experts, hidden)
 
 
 def _qwen3_vl_moe(weights: _Weights, config: Config) -> None:

@@ -25,8 +25,14 @@ ONE_RANK: tuple[str, ...] = ()
 # DP attention with as many expert-parallel ranks: MoE outputs are reduce-scattered.
 ATTENTION_DP_2_EP_2 = ("--tp", "2", "--dp", "2", "--enable-dp-attention", "--ep", "2")
 
-# Probes that only look on: their servers are asked, too.
-_ONLOOKERS = frozenset({"context_parallel", "reduce_scatter", "steps"})
+# What asks for FlashInfer's fused all-reduce from 0.5.14 on; before, the probe of this name does.
+FUSION = ("--flashinfer-allreduce-fusion-backend", "trtllm")
+
+# Probes that only look on, or play a kernel: their servers are asked, too.
+_ONLOOKERS = frozenset({"context_parallel", "flashinfer", "reduce_scatter", "steps"})
+
+# Four ranks on two cores take their time.
+_START_TIMEOUT = 480.0
 
 # Dense layers are not split over the ranks: their MLP runs in scatter mode SCATTERED.
 TP_2_DENSE_TP_1 = ("--tp", "2", "--moe-dense-tp-size", "1")
@@ -65,7 +71,7 @@ class Observation:
     """The server's processes when it had answered, by process id."""
 
     reports: Mapping[str, Mapping[int, Any]]
-    """By probe and tensor-parallel rank."""
+    """By probe and rank."""
 
     seconds: float
     """From the start of the server to its last answer."""
@@ -125,6 +131,7 @@ class Observer:
             env=variables,
             probes=setup.probes,
             max_running_requests=setup.max_running_requests,
+            start_timeout=_START_TIMEOUT,
             waiting=waiting,
         )
         started = time.monotonic()

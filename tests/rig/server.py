@@ -187,7 +187,7 @@ class Server:
         return {pid: title for pid in guard.members(session) if (title := guard.title(pid))}
 
     def reports(self, probe: str) -> dict[int, Any]:
-        """What a probe has reported, by tensor-parallel rank."""
+        """What a probe has reported, by rank: the tensor-parallel one, if it does not say otherwise."""
         if self._folder is None:
             raise ServerError("the server is not running")
         return {

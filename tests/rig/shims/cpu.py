@@ -183,6 +183,42 @@ def _swiglu_of_gpt_oss(both: Any, moe_runner_config: Any) -> Any:
     return gate * (gate * moe_runner_config.gemm1_alpha).sigmoid() * (up + 1)
 
 
+def _load_stacked_experts(layer: Any) -> None:
+    """Of a checkpoint that stacks all experts sglang gives a rank its own only if it is quantized.
+
+    And on a CPU it looks for a third dimension in their biases.
+    """
+    fused_moe = layer.FusedMoE
+    load = fused_moe.weight_loader_fused
+
+    @functools.wraps(load)
+    def weight_loader_fused(
+        self: Any, param: Any, loaded_weight: Any, weight_name: str, shard_id: str
+    ) -> None:
+        if len(loaded_weight) != len(param):
+            loaded_weight = loaded_weight.chunk(self.moe_ep_size)[self.moe_ep_rank]
+        if shard_id == "w2" and param.dim() == 2:
+            param.data.copy_(loaded_weight)
+        else:
+            load(self, param, loaded_weight, weight_name, shard_id)
+
+    fused_moe.weight_loader_fused = weight_loader_fused
+
+
+def _keep_sinks_in_float32(gpt_oss: Any) -> None:
+    """bfloat16 scalars are beyond Triton's interpreter; each head's sink is one."""
+    torch: Any = importlib.import_module("torch")
+    attention = gpt_oss.GptOssAttention
+    initialise = attention.__init__
+
+    @functools.wraps(initialise)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialise(self, *args, **kwargs)
+        self.sinks = torch.nn.Parameter(self.sinks.float(), requires_grad=False)
+
+    attention.__init__ = init
+
+
 def _keep_expert_map_off_cuda(standard: Any) -> None:
     """0.5.4 to 0.5.9 find local experts by a table that they make on `cuda`, whatever the device."""
     torch: Any = getattr(standard, "torch", None)
@@ -258,6 +294,8 @@ _SHIMS: dict[str, Shim] = {
     "sglang.srt.layers.utils.cp_utils": _keep_context_parallelism_on_the_cpu,
     "sglang.srt.models.deepseek_common.attention_backend_handler": _use_absorbed_mla,
     "sglang.srt.layers.moe.fused_moe_native": _complete_expert_loop,
+    "sglang.srt.models.gpt_oss": _keep_sinks_in_float32,
+    "sglang.srt.layers.moe.fused_moe_triton.layer": _load_stacked_experts,
     "sglang.srt.layers.moe.token_dispatcher.standard": _keep_expert_map_off_cuda,
     "sglang.srt.distributed.device_communicators.pynccl": _replace_pynccl,
 }
