@@ -26,7 +26,7 @@ ONE_RANK: tuple[str, ...] = ()
 ATTENTION_DP_2_EP_2 = ("--tp", "2", "--dp", "2", "--enable-dp-attention", "--ep", "2")
 
 # Probes that only look on: their servers are asked, too.
-_ONLOOKERS = frozenset({"context_parallel", "reduce_scatter", "steps"})
+_ONLOOKERS = frozenset({"context_parallel", "hicache", "reduce_scatter", "steps"})
 
 # Dense layers are not split over the ranks: their MLP runs in scatter mode SCATTERED.
 TP_2_DENSE_TP_1 = ("--tp", "2", "--moe-dense-tp-size", "1")
