@@ -530,6 +530,165 @@ def start(release: str) -> Case:
     )
 
 
+def see_next_layer(space: Names) -> Seen:
+    space["get_attn_tp_context"] = lambda: Stub(input_scattered=now["scattered"])
+    layer = instance(
+        space,
+        "LayerCommunicator",
+        layer_scatter_modes=Stub(mlp_mode=space["ScatterMode"].FULL),
+        is_last_layer=now["last"],
+        commfix_is_last_of_stage=now["stage"],
+        _context=Stub(tp_size=now["tp"], attn_tp_size=now["tp"]),
+        _speculative_algo=None,
+    )
+    batch = Stub(input_ids=Stub(shape=(now["tokens"],)))
+    return Seen(bool(layer.should_fuse_mlp_allreduce_with_next_layer(batch)))
+
+
+# What the experts' ranks are split into: all by experts or by weights, or by both, here or elsewhere.
+SPLITS = ((1, 2), (2, 1), (2, 2), (2, 4))
+
+
+def next_layer(
+    entry: str, release: str, concerned: Callable[[Input], bool], **axes: Iterable[Any]
+) -> Case:
+    both = (False, True)
+    known: dict[str, Iterable[Any]] = {
+        "stage": (False,), "captured": (False,), "split": SPLITS[:1], "tp": (2, 1), "last": both,
+        "scattered": both, "fused": (True, False), "tokens": (1, 0, 2048),
+    }  # fmt: skip
+    parallel = {"moe_ep_size": 0, "moe_tp_size": 1}
+
+    def backend() -> Any:
+        return Stub(
+            enable_flashinfer_allreduce_fusion=now["fused"],
+            flashinfer_allreduce_fusion_backend="auto" if now["fused"] else None,
+        )
+
+    return Case(
+        entry,
+        release,
+        COMMUNICATOR,
+        FUSION,
+        every(**(known | axes)),
+        lambda: {
+            **PLATFORM,
+            "is_dp_attention_enabled": no,
+            "is_enable_moe_cp_allgather": no,
+            "is_flashinfer_allreduce_unavailable": no,
+            "get_moe_expert_parallel_world_size": lambda: now["split"][0],
+            "get_moe_tensor_parallel_world_size": lambda: now["split"][1],
+            "get_parallel": lambda: Stub(**{n: now["split"][at] for n, at in parallel.items()}),
+            "get_global_server_args": backend,
+            "get_exec": lambda: Stub(comm=backend()),
+        },
+        see_next_layer,
+        concerned,
+        beside=("apply_flashinfer_allreduce_fusion", *CONTEXT),
+        stubbed={"commfix_output_is_captured": asks("captured")},
+    )
+
+
+def see_answer(space: Names) -> Seen:
+    return Seen(bool(space["should_use_dp_reduce_scatterv"]()))
+
+
+def sizes(release: str) -> Case:
+    names = {"attn_dp_size": "dp", "moe_ep_size": "ep", "tp_size": "tp"}
+    return Case(
+        "32663-reduce-scatterv-sizes",
+        release,
+        "sglang.srt.layers.moe.utils",
+        "should_use_dp_reduce_scatterv",
+        every(
+            dp=(2, 1, 4), ep=(2, 1, 4), tp=(4, 2), on=(True, False), fp4=(False, True),
+            plain=(True, False),
+        ),
+        lambda: {
+            **PLATFORM,
+            "is_dp_attention_enabled": asks("on"),
+            "get_attention_dp_size": asks("dp"),
+            "get_moe_expert_parallel_world_size": asks("ep"),
+            "get_tensor_model_parallel_world_size": asks("tp"),
+            "get_parallel": lambda: Stub(**{name: now[of] for name, of in names.items()}),
+        },
+        see_answer,
+        lambda given: given["dp"] == given["ep"] != given["tp"],
+        stubbed={
+            "should_use_flashinfer_cutlass_moe_fp4_allgather": asks("fp4"),
+            "get_moe_a2a_backend": lambda: Stub(is_none=asks("plain")),
+        },
+    )  # fmt: skip
+
+
+def see_skipped(space: Names) -> Seen:
+    words = {"is_tp_path": now["tp_path"]}
+    if now["told"] is not None:
+        words |= {"use_reduce_scatter": now["told"], "should_allreduce_fusion": False}
+    return Seen(bool(space["should_skip_post_experts_all_reduce"](**words)))
+
+
+def all_to_all(release: str, *, told: tuple[bool | None, ...]) -> Case:
+    backends = ("none", "mooncake", "mori", "nixl", "flashinfer", "deepep", "pplx")
+
+    def backend() -> Any:
+        value = now["backend"]
+        return Stub(value=value, **{f"is_{one}": lambda one=one: value == one for one in backends})
+
+    return Case(
+        "34006-moe-all-to-all-double-reduce",
+        release,
+        "sglang.srt.layers.moe.utils",
+        "should_skip_post_experts_all_reduce",
+        every(
+            backend=backends, told=told, tp_path=(True, False), fused=(False, True),
+            more=(False, True), fp4=(False, True),
+        ),
+        lambda: {
+            **PLATFORM,
+            "get_parallel": lambda: Stub(dwdp_size=1),
+        },
+        see_skipped,
+        lambda given: given["backend"] in backends[1:5],
+        stubbed={
+            "should_skip_mlp_all_reduce": asks("fused"),
+            "get_moe_a2a_backend": backend,
+            "should_use_dp_reduce_scatterv": asks("more"),
+            "should_use_flashinfer_cutlass_moe_fp4_allgather": asks("fp4"),
+        },
+    )  # fmt: skip
+
+
+def see_gpt_oss(space: Names) -> Seen:
+    now["reduced"] = []
+    block = instance(space, "GptOssSparseMoeBlock", tp_size=now["tp"], layer_id=1, hidden_size=8)
+    states = Stub(shape=(4, 8))
+    block.forward_normal(states, *([now["fused"]] if now["is_told"] else []))
+    return Seen(now["reduced"].count("tp"))
+
+
+def gpt_oss(release: str, *, is_told: bool) -> Case:
+    both = (False, True)
+    return Case(
+        "37199-gpt-oss-double-reduce",
+        release,
+        "sglang.srt.models.gpt_oss",
+        "GptOssSparseMoeBlock.forward_normal",
+        every(scattered=(True, False), tp=(2, 1), fused=both, piecewise=both, is_told=(is_told,)),
+        lambda: {
+            **PLATFORM,
+            "tensor_model_parallel_all_reduce": reduces("tp"),
+            "should_use_dp_reduce_scatterv": asks("scattered"),
+            "is_in_piecewise_cuda_graph": asks("piecewise"),
+            "is_in_tc_piecewise_cuda_graph": asks("piecewise"),
+            "get_forward": lambda: Stub(fuse_mlp_allreduce=now["fused"]),
+        },
+        see_gpt_oss,
+        lambda given: given["scattered"] and given["tp"] > 1 and not given["fused"],
+        stubbed={"moe_impl": lambda *args: Stub()},
+    )
+
+
 CASES = [
     fusion("0.5.11", scattered=(False, True)),
     fusion("0.5.1", scattered=(False,)),
@@ -542,6 +701,27 @@ CASES = [
     layer("0.5.3"),
     layer("0.5.4.post1"),
     start("0.5.10"),
+    next_layer(
+        "28619-pipeline-stage-fusion",
+        "0.5.12.post1",
+        lambda given: given["stage"],
+        stage=(True, False),
+    ),
+    next_layer(
+        "28619-pipeline-stage-fusion", "0.5.17", lambda given: given["stage"], stage=(True, False)
+    ),
+    next_layer(
+        "eagle3-partial-sums", "0.5.17", lambda given: given["captured"], captured=(True, False)
+    ),
+    next_layer(
+        "32963-hybrid-ep-tp-fusion", "0.5.17", lambda given: min(given["split"]) > 1, split=SPLITS
+    ),
+    sizes("0.5.12.post1"),
+    sizes("0.5.16"),
+    all_to_all("0.5.12.post1", told=(False, True)),
+    all_to_all("0.5.17", told=(None,)),
+    gpt_oss("0.5.12.post1", is_told=True),
+    gpt_oss("0.5.17", is_told=False),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -830,7 +1010,9 @@ def mutants(case: Case) -> Iterator[tuple[str, str]]:
         ways.append((f"{number}", chance, some))
     ways += [("", random.Random(f"{case} {one.__name__}"), [one]) for one in MUTATORS]
     scope = Scope(case.function, near, random.Random(f"{case}"))
-    texts = [*ways_to_bind(scope, scope.parameters[-1], "None"), "if False:\n    yield"]
+    texts = ["if False:\n    yield"]
+    for name in scope.parameters[-1:]:
+        texts += ways_to_bind(scope, name, "None")
     ways += [(text, scope.chance, [begins_with(text)]) for text in texts]
     for label, chance, some in ways:
         function = copy.deepcopy(case.function)

@@ -29,7 +29,7 @@ ATTENTION_DP_2_EP_2 = ("--tp", "2", "--dp", "2", "--enable-dp-attention", "--ep"
 FUSION = ("--flashinfer-allreduce-fusion-backend", "trtllm")
 
 # Probes that only look on, or play a kernel: their servers are asked, too.
-_ONLOOKERS = frozenset({"context_parallel", "flashinfer", "reduce_scatter", "steps"})
+_ONLOOKERS = frozenset({"context_parallel", "flashinfer", "hicache", "reduce_scatter", "steps"})
 
 # Four ranks on two cores take their time.
 _START_TIMEOUT = 480.0

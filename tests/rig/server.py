@@ -204,9 +204,15 @@ class Server:
             "--model-path", str(self.model),
             "--host", LOOPBACK, "--port", str(self._port),
             "--max-running-requests", str(self._max_running_requests),
-            *_FLAGS, *self.flags,
+            *self._common_flags(), *self.flags,
         ]  # fmt: skip
         self._guard = guard.start(command, folder, self._process_environment(folder))
+
+    def _common_flags(self) -> tuple[str, ...]:
+        # The one is refused beside the other.
+        if "--enable-hierarchical-cache" in self.flags:
+            return tuple(flag for flag in _FLAGS if flag != "--disable-radix-cache")
+        return _FLAGS
 
     def _process_environment(self, folder: Path) -> dict[str, str]:
         result = self.environment.variables(self.release, folder / "tmp")

@@ -41,4 +41,7 @@ def register(name: str, examine: Examine) -> None:
 def report(name: str, rank: int, content: object) -> None:
     """Write a rank's report, in place of an earlier one."""
     folder = Path(os.environ["RIG_PROBE_REPORTS"])
-    (folder / f"{name}.{rank}.json").write_text(json.dumps(content))
+    fresh = folder / f".{name}.{rank}"
+    fresh.write_text(json.dumps(content))
+    # At once, since the server may be asked at any time.
+    fresh.rename(folder / f"{name}.{rank}.json")
