@@ -54,7 +54,7 @@ class Names:
                 deeper = one.node.name if isinstance(one.node, ast.ClassDef) else inside
                 self._collect(one.node.body, deeper, names)
                 continue
-            pairs = [pair for part in own_parts(one.node) for pair in _sets(part)]
+            pairs = _sets(one.node)
             pairs += [_of_module(name) for name in shared if _binds(one, name)]
             self._stores += [(one.node, pair, inside) for pair in pairs]
 
@@ -139,8 +139,7 @@ class Names:
         self, node: ast.stmt, part: str, space: str, later: Sequence[str] = (), plain: bool = False
     ) -> bool:
         """Tell whether what ``node`` binds takes along what ``part`` of ``space`` was before."""
-        keys = [key for one in own_parts(node) for _, key in _sets(one)]
-        same = {ast.dump(key) for key in keys if not isinstance(key, ast.Constant)}
+        same = {ast.dump(key) for _, key in _sets(node) if not isinstance(key, ast.Constant)}
         value = node.value if isinstance(node, _ASSIGNMENTS) else None
         for one in self._reached([value] if value else own_parts(node), space, later):
             if isinstance(one, ast.Name) and one.id == part and isinstance(one.ctx, ast.Load):
@@ -160,20 +159,31 @@ def _of_module(name: str) -> Pair:
     return ast.Name("globals", ast.Load()), ast.Constant(name)
 
 
-def _sets(part: ast.AST) -> Iterator[Pair]:
-    """Yield whose and which names an expression sets, but those that it binds itself."""
-    for node in ast.walk(part):
-        if isinstance(node, (ast.Attribute, ast.Subscript)):
-            if not isinstance(node.ctx, ast.Load):
-                yield _code_of(node) or _pair(node)
-        elif isinstance(node, ast.Call):
-            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            if name in _SETTERS and len(node.args) > 1:
-                yield node.args[0], node.args[1]
-            elif name == "update" and isinstance(node.func, ast.Attribute):
-                keys = [ast.Constant(one.arg) for one in node.keywords if one.arg]
-                for key in (*node.args, *keys):
-                    yield node.func.value, key
+def _sets(statement: ast.stmt) -> list[Pair]:
+    """Return whose and which names a statement sets, but those of the scope that it stands in."""
+    if isinstance(statement, (ast.Assign, ast.Delete)):
+        parts: Sequence[ast.AST] = statement.targets
+    elif isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
+        parts = [statement.target]
+    elif isinstance(statement, (ast.Expr, ast.For, ast.AsyncFor, ast.With, ast.AsyncWith)):
+        parts = own_parts(statement)
+    else:
+        return []
+    return [pair for part in parts for node in ast.walk(part) for pair in _set_by(node)]
+
+
+def _set_by(node: ast.AST) -> Iterator[Pair]:
+    if isinstance(node, (ast.Attribute, ast.Subscript)):
+        if not isinstance(node.ctx, ast.Load):
+            yield _code_of(node) or _pair(node)
+    elif isinstance(node, ast.Call):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if name in _SETTERS and len(node.args) > 1:
+            yield node.args[0], node.args[1]
+        elif name == "update" and isinstance(node.func, ast.Attribute):
+            keys = [ast.Constant(one.arg) for one in node.keywords if one.arg]
+            for key in (*node.args, *keys):
+                yield node.func.value, key
 
 
 def _pair(node: ast.Attribute | ast.Subscript) -> Pair:
