@@ -1,11 +1,14 @@
 """Ranks of one model that come up, each with an environment of its own.
 
-Run with the rig's Python: it reads scenarios from standard input and writes what came of each rank.
-PyTorch is imported once, sglang in every rank, so that each decides for itself.
+Run with the rig's Python: it reads a scenario a line from standard input, and writes what came of
+each rank. What sglang imports is imported once, sglang itself in every rank, so that each decides
+for itself.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import signal
@@ -98,6 +101,25 @@ def run(ranks: list[dict[str, Any]], port: int, patience: float) -> list[dict[st
         ]
 
 
+def import_what_sglang_imports() -> None:
+    """Find out in a child which modules these are, and import them, so that no rank has to."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        from sglang.srt.distributed import parallel_state  # noqa: F401
+
+        with os.fdopen(writer, "w") as stream:
+            json.dump([name for name in sys.modules if "sglang" not in name], stream)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as stream:
+        names = json.load(stream)
+    os.wait()
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
 if __name__ == "__main__":
-    for scenario in json.load(sys.stdin):
-        print(json.dumps(run(**scenario)), flush=True)
+    import_what_sglang_imports()
+    for line in sys.stdin:
+        print(json.dumps(run(**json.loads(line))), flush=True)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from rig.environment import Environment
-from rig.server import _free_port
+from rig.models import ensure_model
+from rig.server import Server, ServerError, _free_port
 
 
 pytestmark = pytest.mark.servers
@@ -40,26 +44,32 @@ class Fleet:
     """A way to start ranks, each with its own variables."""
 
     def __init__(self, environment: Environment, folder: Path) -> None:
-        self.environment, self.folder = environment, folder
+        self.environment = environment
+        self.variables = environment.variables(RELEASE, folder)
+        names = [name for name in self.variables if name.startswith("SGLANG_COMMFIX")]
+        self.process = subprocess.Popen(
+            [str(environment.python), str(PROGRAM)],
+            env={key: value for key, value in self.variables.items() if key not in names},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def run(self, *ranks: dict[str, Any], patience: float = 90) -> list[Rank]:
-        variables = self.environment.variables(RELEASE, self.folder)
-        names = [name for name in variables if name.startswith("SGLANG_COMMFIX")]
-        result = subprocess.run(
-            [str(self.environment.python), str(PROGRAM)],
-            env={key: value for key, value in variables.items() if key not in names},
-            input=json.dumps([{"ranks": ranks, "port": _free_port(), "patience": patience}]),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
-        return [Rank(**one) for one in json.loads(result.stdout)]
+        scenario = {"ranks": ranks, "port": _free_port(), "patience": patience}
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(scenario) + "\n")
+        self.process.stdin.flush()
+        return [Rank(**one) for one in json.loads(self.process.stdout.readline())]
 
 
 @pytest.fixture(scope="module")
-def fleet(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    return Fleet(environment, tmp_path_factory.mktemp("fleet"))
+def fleet(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    started = Fleet(environment, tmp_path_factory.mktemp("fleet"))
+    yield started
+    started.process.kill()
+    started.process.wait()
 
 
 def on(environ: dict[str, str] = ON, **more: Any) -> dict[str, Any]:
@@ -67,13 +77,9 @@ def on(environ: dict[str, str] = ON, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_ranks_that_run_the_same_come_up_without_a_word_and_without_waiting(
-    fleet: Fleet, size: int
-) -> None:
+def test_ranks_that_run_the_same_come_up_without_a_word(fleet: Fleet, size: int) -> None:
     ranks = fleet.run(*[on(STRICT) for _ in range(size)])
     assert [(rank.is_up, rank.errors) for rank in ranks] == [(True, [])] * size
-    waited = [float(rank.log.rpartition("up ")[2].split()[1]) for rank in ranks]
-    assert max(waited) < SHORT
 
 
 def test_a_rank_that_comes_late_is_waited_for(fleet: Fleet) -> None:
@@ -85,10 +91,9 @@ def test_two_ways_to_select_the_same_text_and_an_older_register_with_it_agree(
     fleet: Fleet, tmp_path: Path
 ) -> None:
     def command(*words: str) -> str:
-        variables = fleet.environment.variables(RELEASE, tmp_path)
         python = [str(fleet.environment.python), "-m", "sglang_commfix"]
         return subprocess.run(
-            [*python, *words], env=variables, capture_output=True, text=True, check=True
+            [*python, *words], env=fleet.variables, capture_output=True, text=True, check=True
         ).stdout
 
     older = tmp_path / "older.json"
@@ -178,3 +183,59 @@ def test_a_comparison_that_fails_stops_no_rank_that_is_not_strict(fleet: Fleet) 
     assert "ranks could not be compared: ConnectionError: gone" in ranks[0].errors[0]
     strict = fleet.run(on(STRICT, broken=True), on(STRICT, broken=True))
     assert [rank.status for rank in strict] == [78, 78]
+
+
+class TestNodes:
+    """Two real servers, each a node of one model, on the loopback interface."""
+
+    @staticmethod
+    def start(environment: Environment, *nodes: dict[str, str]) -> list[str]:
+        """Start a node with each of the variables; return the logs, of those that serve "up"."""
+        model = ensure_model("qwen3-moe", environment.models)
+        address = f"127.0.0.1:{_free_port()}"
+
+        def serve(rank: int) -> str:
+            flags = ["--tp", "2", "--nnodes", "2", "--dist-init-addr", address]
+            flags += ["--node-rank", str(rank)]
+            server = Server(
+                RELEASE, model, flags, environment=environment, env=nodes[rank], start_timeout=150
+            )
+            try:
+                with server:
+                    both.wait(150)
+                    if rank == 0:
+                        server.generate([[1, 2, 3]])
+                    both.wait(150)
+                    return f"up\n{server.log}"
+            except ServerError as error:
+                both.abort()
+                return error.log
+            except threading.BrokenBarrierError:
+                return server.log
+
+        both = threading.Barrier(2)
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(serve, range(2)))
+
+    def test_other_selections_on_two_nodes_start_neither(self, environment: Environment) -> None:
+        less = ON | {"SGLANG_COMMFIX": f"1,-{TestDifferences.ENTRY}"}
+        logs = self.start(environment, ON, less)
+        for log in logs:
+            assert not log.startswith("up")
+            assert "ERROR sglang-commfix: ranks of one model run different patches" in log
+
+    @pytest.mark.servers_full
+    def test_the_same_on_two_nodes_serves(self, environment: Environment) -> None:
+        logs = self.start(environment, STRICT, STRICT)
+        assert [log.partition("\n")[0] for log in logs] == ["up", "up"]
+        assert not any("ERROR sglang-commfix" in log for log in logs)
+        digests = {word for log in logs for word in log.split() if word.startswith("commfix=")}
+        assert len(digests) == 1
+
+    @pytest.mark.servers_full
+    def test_a_node_without_the_variable_ends_the_other_if_that_is_strict(
+        self, environment: Environment
+    ) -> None:
+        log, _ = self.start(environment, STRICT, {})
+        assert not log.startswith("up")
+        assert "rank 1 did not say within 30 s what it runs" in log
