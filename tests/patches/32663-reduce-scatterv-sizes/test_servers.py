@@ -9,7 +9,7 @@ from rig.workload import compare
 
 PATCH = "32663-reduce-scatterv-sizes"
 DP_2_OF_TWO = ("--tp", "4", "--dp", "2", "--enable-dp-attention", "--ep", "2")
-RELEASES = ("0.5.11", "0.5.12.post1", "0.5.13")
+RELEASES = ("0.5.11", "0.5.12.post1", "0.5.13", "0.5.16")
 
 # Four ranks each: beyond the default run, in which real layers show it.
 pytestmark = [pytest.mark.servers, pytest.mark.servers_full]

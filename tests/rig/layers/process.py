@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 from rig.environment import RigError
 from rig.layers.case import Case, Outcome, RankReport
 from rig.ledger import LedgerLine, read_ledger
-from rig.models import CONFIGS, ensure_model
+from rig.models import ensure_model
 
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from rig.environment import Environment
+
+
+# sglang refuses GPT-OSS with the attention that is replaced here.
+_ACCEPTED = frozenset({"deepseek-v3", "qwen3-moe"})
 
 
 class LayerProcess:
@@ -75,7 +79,7 @@ class LayerProcess:
         assert self._process is not None
         assert self._process.stdin is not None
         # sglang's own arguments want one; no weight of it is read.
-        name = case.model if case.model in CONFIGS else "deepseek-v3"
+        name = case.model if case.model in _ACCEPTED else "deepseek-v3"
         checkpoint = ensure_model(name, self._environment.models)
         request = {"case": case.to_json(), "checkpoint": str(checkpoint)}
         with contextlib.suppress(BrokenPipeError):
