@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
+import importlib
 import os
 import signal
 from types import SimpleNamespace
@@ -111,6 +112,5 @@ def _count(hiradix_cache: Any) -> None:
 
 
 def _rank() -> int:
-    import torch.distributed
-
-    return torch.distributed.get_rank()
+    distributed: Any = importlib.import_module("torch.distributed")
+    return int(distributed.get_rank())
