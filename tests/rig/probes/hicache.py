@@ -1,9 +1,9 @@
 """Plays the GPU's part in HiCache: one kernel that moves the KV cache, and the events of its copies.
 
-Without it HiCache does not start on a CPU. Copies are made at once, in plain torch; their events are
-done in the next step. On rank 0 of the host pool nothing is free beyond `RIG_HICACHE_FREE` tokens, as
-where others hold its memory. A rank says where it stands, in the log, when it gets SIGUSR2. Reported
-is how many tokens each rank has written to host memory, and how many writes found no room there.
+Without it HiCache does not start on a CPU. Copies are made at once, in plain torch. On rank 0 no more
+than `RIG_HICACHE_FREE` tokens of the host pool are free, as where others hold its memory. A rank says
+where it stands, in the log, when it gets SIGUSR2. Reported is how many tokens each rank has written to
+host memory, and how many writes found no room there.
 """
 
 from __future__ import annotations
@@ -38,20 +38,16 @@ def _register_host_memory(torch: Any) -> None:
 
 
 class _Event:
-    """Is done when it is asked for the second time."""
-
-    def __init__(self) -> None:
-        self._asked = True
+    """Of a copy, which is done when it is recorded."""
 
     def record(self, stream: object = None) -> None:
-        self._asked = False
+        pass
 
     def query(self) -> bool:
-        done, self._asked = self._asked, True
-        return done
+        return True
 
     def synchronize(self) -> None:
-        self._asked = True
+        pass
 
     def wait(self, stream: object = None) -> None:
         pass
@@ -112,5 +108,6 @@ def _count(hiradix_cache: Any) -> None:
 
 
 def _rank() -> int:
-    distributed: Any = importlib.import_module("torch.distributed")
-    return int(distributed.get_rank())
+    distributed: Any = importlib.import_module("torch.distributed")  # not before sglang has
+    rank: int = distributed.get_rank()
+    return rank
