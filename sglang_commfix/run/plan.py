@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang_commfix import OFF, SELECT
-from sglang_commfix.errors import SettingsError, SglangNotFoundError
+from sglang_commfix.errors import CommfixError, SettingsError, SglangNotFoundError
 from sglang_commfix.files import KEY, Sglang, splice
 from sglang_commfix.run.host import ON, Settings
+from sglang_commfix.run.installed import damage
 
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def make_plan(sglang: Sglang | None, settings: Settings) -> Plan:
     """Find the lock of ``sglang``, select from it, and put together what each module will run."""
     if sglang is None:
         raise SglangNotFoundError(f"no sglang is installed for {sys.executable}")
+    if what := damage():
+        raise CommfixError(what)
     own = Path(settings.lock) if settings.lock else sglang.path.parent / OWN_NAME
     if settings.lock or own.exists():
         from sglang_commfix.run import own_lock

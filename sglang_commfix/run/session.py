@@ -24,7 +24,6 @@ from sglang_commfix.errors import AlreadyImportedError, CommfixError, MixedFleet
 from sglang_commfix.files import Sglang, ask, find_sglang
 from sglang_commfix.run import fleet
 from sglang_commfix.run.host import MIXED, NOT_HOOKED, STRICT, log, read_settings, read_switch
-from sglang_commfix.run.installed import damage
 from sglang_commfix.run.loader import COMPILED, MARK, PatchedLoader
 from sglang_commfix.run.plan import Plan, make_plan
 from sglang_commfix.run.reach import stray
@@ -231,9 +230,7 @@ def start() -> Session | None:
 
 
 def _check(plan: Plan) -> None:
-    """Raise where this installation is not whole, or a module of the plan has run already."""
-    if what := damage():
-        raise CommfixError(what)
+    """Raise where a module of the plan has run already."""
     if late := sorted(plan.modules.keys() & sys.modules.keys()):
         what = f"{', '.join(late)} ran before {SELECT} was set, or before this was asked"
         raise AlreadyImportedError(f"{what}, and cannot be patched any more")

@@ -143,6 +143,18 @@ def test_an_incomplete_installation_is_said_by_status(copied: Site) -> None:
     )
 
 
+@pytest.mark.parametrize("what", ["changed", "missing"])
+def test_a_server_with_an_incomplete_installation_applies_nothing_and_strict_ends_it(
+    copied: Site, what: str
+) -> None:
+    # A file that the process itself never reads: an entry, say, that was not unpacked any more.
+    file = copied.root / "sglang_commfix" / "command" / "series.py"
+    file.unlink() if what == "missing" else file.write_text("# changed\n")
+    harmless(copied, f"the installation is damaged: {file} is missing or has changed")
+    code = "import sglang_commfix; sglang_commfix.activate()"
+    assert "CommfixError: the installation is damaged" in copied.run(code, check=False).stderr
+
+
 class TestDamage:
     @pytest.fixture
     def package(self, tmp_path: Path) -> Path:
