@@ -207,6 +207,17 @@ class TestActivate:
         head = "import sglang.srt, sglang_commfix\nsglang_commfix.activate()\n"
         assert site.run(head + SHOW, select=None).stdout == PATCHED
 
+    @pytest.mark.parametrize("value", ["0", "off", "No"])
+    def test_who_has_switched_it_off_by_the_variable_keeps_it_off(
+        self, site: Site, value: str
+    ) -> None:
+        head = "import os, sglang_commfix; plan = sglang_commfix.activate(strict=True)\n"
+        tail = "print({p['decision'] for p in plan.patches}, os.environ['SGLANG_COMMFIX'])\n"
+        result = site.run(head + tail + SHOW, select=value)
+        assert result.stdout == f"{{'disabled'}} {value}\n{FAULTY}"
+        given = "import sglang_commfix; sglang_commfix.activate('1')\n"
+        assert site.run(given + SHOW, select=value).stdout == PATCHED
+
     def test_it_is_an_error_once_a_target_is_imported(self, site: Site) -> None:
         code = "import sglang.srt.layers.communicator, sglang_commfix\nsglang_commfix.activate()"
         result = site.run(code, select=None, check=False)
