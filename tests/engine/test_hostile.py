@@ -226,7 +226,7 @@ ENTRIES = [
     (wrong("requires", "2-more"), "requires is '2-more', which should be a list"),
     (wrong("conflicts", [2]), "conflicts[0] is 2, which should be str"),
     (wrong("title", False), "title is False, which should be str"),
-    (wrong("kinds", "x"), "'kinds' is unknown; there may be id, kind, affected"),
+    (wrong("kinds", "x"), "'kinds' is unknown; there may be id, kind, collective"),
     (wrong("edit", []), "an entry edits something"),
     (wrong("edit", "x"), "edit is 'x', which should be a list"),
     (wrong("edit", [7]), "edit[0] is 7, which should be a table of module, scope, find"),
