@@ -21,7 +21,8 @@ RUNS = f"{SELECT}_RUNS"  # for child processes: what their parent runs, and the 
 WAIT = 30  # seconds for what other ranks say; they all have just met to make the process group
 LINGER = 3  # seconds in which they read it, before rank 0 ends, and with it the store
 _TEXT = itemgetter("module", "scope", "operation", "replaces", "text")
-# Of initialize_model_parallel(): ranks come late, or not at all, by design (elastic EP).
+# Of initialize_model_parallel(): ranks come late, or not at all, by design (elastic EP), as with
+# the back-end mooncake. Those of PyTorch's fake process group are one process.
 _ELASTIC = ("recovered_rank", "rank_offset", "max_world_size")
 
 
@@ -76,7 +77,7 @@ def differs_from_ranks(plan: Plan, call: Mapping[str, object]) -> tuple[bool, st
     group: Any = sys.modules.get("torch.distributed")
     if not group or not group.is_initialized() or (size := group.get_world_size()) == 1:
         return None
-    if any(map(call.get, _ELASTIC)) or "mooncake" in group.get_backend():
+    if any(map(call.get, _ELASTIC)) or group.get_backend().startswith(("fake", "mooncake")):
         return None
     rank, own = group.get_rank(), texts(plan)
     store = group.PrefixStore("sglang-commfix", group.distributed_c10d._get_default_store())  # noqa: SLF001 - no public name
