@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rig.observation import Observer, Waiting
 
 
-_APPLYING = re.compile(r": applying ([^;]+)")
+_APPLYING = re.compile(r"; applying ([^;]+)")
 
 _NO_SUCH_FLAG = rejected(f"unrecognized arguments: {PREFILL_CP}")
 _NOT_DIVISIBLE = rejected("tp_size must be divisible by attn_cp_size")

@@ -294,7 +294,8 @@ def applied_by_default(release: str) -> set[str]:
 def test_the_start_up_hook_patches_sglang_and_without_the_variable_it_does_nothing(
     observe: LayerObserver, run: Run
 ) -> None:
-    (line,) = observe.ledger(run.release, "1")
+    (line, *more) = observe.ledger(run.release, "1")
+    assert more == []
     applied = line.message.partition("applying ")[2].partition(";")[0]
 
     assert set(applied.split(", ")) == applied_by_default(run.release)

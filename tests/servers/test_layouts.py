@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from rig import matrix
-from rig.expected import ALL, DEEPSEEK, QWEN3, TP4_CP2, TP4_CP3, TP4_DP4_EP4, UNPATCHED, Outcome
+from rig.expected import ALL, QWEN3, TP4_CP2, TP4_CP3, UNPATCHED, Outcome
 from rig.failure import has_served, reason
 from rig.matrix import CELLS, Cell
 from rig.observation import Failure
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 IN_EVERY_RUN = {
     ("0.5.10.post1", QWEN3, TP4_CP2, ALL),
     ("0.5.10.post1", QWEN3, TP4_CP3, ALL),
-    ("0.5.11", DEEPSEEK, TP4_DP4_EP4, ALL),
 }
 
 

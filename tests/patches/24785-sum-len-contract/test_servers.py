@@ -18,7 +18,7 @@ RUNTIME_PROCESSES = [
     "sglang::scheduler",
 ]
 
-FIXED = (pytest.param("0.5.12.post1", marks=pytest.mark.servers_full), "0.5.13")
+FIXED = [pytest.param(one, marks=pytest.mark.servers_full) for one in ("0.5.12.post1", "0.5.13")]
 
 pytestmark = pytest.mark.servers
 

@@ -11,7 +11,8 @@ PATCH = "qwen3-moe-ep-double-reduce"
 RELEASE = "0.5.10.post1"
 MODEL = "qwen3-moe"
 
-pytestmark = pytest.mark.servers
+# In every run the layers show it, in tests/servers/test_layers.py.
+pytestmark = pytest.mark.servers_full
 
 
 @pytest.fixture(scope="module")
