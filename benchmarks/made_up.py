@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ENTRIES = 40
 _EDITS = 2
-_COPIED = ("kind", "title", "symptom", "cause", "hits", "change", "seen", "flags")
+_COPIED = ("kind", "collective", "title", "symptom", "cause", "hits", "change", "seen", "flags")
 
 
 def make_up(real: Path, folder: Path, tree: Path, release: str) -> None:
@@ -43,6 +43,10 @@ def make_up(real: Path, folder: Path, tree: Path, release: str) -> None:
     locks = shutil.ignore_patterns("locks.json*", "fingerprints.json", "keys.json")
     shutil.copytree(real, folder, ignore=locks)
     (folder / "releases.json").write_text(json.dumps([release]), encoding="utf-8")
+    for file in folder.glob("*/patch.toml"):  # the release with the fix is none of these
+        lines = file.read_text("utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if not line.startswith("fixed_in = ")]
+        file.write_text("".join(kept), encoding="utf-8")
     register = load_folder(folder, complete=False)
     modules = sorted({module for patch in register.patches for module in patch.modules})
     files = Sglang(tree / "sglang")
@@ -57,7 +61,7 @@ def make_up(real: Path, folder: Path, tree: Path, release: str) -> None:
         own = folder / f"made-up-{number}"
         own.mkdir()
         lines = [f"{name} = {json.dumps(model[name])}" for name in _COPIED]
-        lines += [f"id = {json.dumps(own.name)}", 'affected = ">=0"', 'fixed_in = "99"']
+        lines += [f"id = {json.dumps(own.name)}", 'affected = ">=0"']
         lines += ["links = []", *edits]
         (own / "patch.toml").write_text("\n".join(lines), encoding="utf-8")
     patches = load_folder(folder, complete=False).patches

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import venv
+from base64 import urlsafe_b64encode
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -116,6 +118,18 @@ def source_before(scratch: Path) -> Path | None:
     return folder
 
 
+def _record(site: Path) -> None:
+    """Write the RECORD of what is there now: a server compares with it."""
+    lines = []
+    for file in sorted((site / "sglang_commfix").rglob("*")):
+        if file.is_file() and file.suffix != ".pyc":
+            digest = urlsafe_b64encode(sha256(file.read_bytes()).digest()).decode().rstrip("=")
+            name = file.relative_to(site).as_posix()
+            lines.append(f"{name},sha256={digest},{file.stat().st_size}\n")
+    (info,) = site.glob("sglang_commfix-*.dist-info")
+    (info / "RECORD").write_text("".join(lines), encoding="utf-8")
+
+
 def with_register(python: Path, folder: Path, register: Path) -> Path:
     """Create an environment with what another has, and another register; return its Python."""
     from made_up import install
@@ -124,6 +138,7 @@ def with_register(python: Path, folder: Path, register: Path) -> Path:
     own = folder / "bin" / "python"
     shutil.copytree(site_packages(python), site_packages(own), dirs_exist_ok=True)
     install(register, site_packages(own) / "sglang_commfix")
+    _record(site_packages(own))
     return own
 
 
