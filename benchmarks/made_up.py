@@ -43,10 +43,11 @@ def make_up(real: Path, folder: Path, tree: Path, release: str) -> None:
     locks = shutil.ignore_patterns("locks.json*", "fingerprints.json", "keys.json")
     shutil.copytree(real, folder, ignore=locks)
     (folder / "releases.json").write_text(json.dumps([release]), encoding="utf-8")
-    for file in folder.glob("*/patch.toml"):  # the release with the fix is none of these
+    fixed = f"fixed_in = {json.dumps(release)}"  # no other is known here, and one there must be
+    for file in folder.glob("*/patch.toml"):
         lines = file.read_text("utf-8").splitlines(keepends=True)
         kept = [line for line in lines if not line.startswith("fixed_in = ")]
-        file.write_text("".join(kept), encoding="utf-8")
+        file.write_text("".join([f"{fixed}\n", *kept]), encoding="utf-8")
     register = load_folder(folder, complete=False)
     modules = sorted({module for patch in register.patches for module in patch.modules})
     files = Sglang(tree / "sglang")
@@ -61,7 +62,7 @@ def make_up(real: Path, folder: Path, tree: Path, release: str) -> None:
         own = folder / f"made-up-{number}"
         own.mkdir()
         lines = [f"{name} = {json.dumps(model[name])}" for name in _COPIED]
-        lines += [f"id = {json.dumps(own.name)}", 'affected = ">=0"']
+        lines += [f"id = {json.dumps(own.name)}", 'affected = ">=0"', fixed]
         lines += ["links = []", *edits]
         (own / "patch.toml").write_text("\n".join(lines), encoding="utf-8")
     patches = load_folder(folder, complete=False).patches
