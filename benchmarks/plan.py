@@ -138,6 +138,9 @@ def with_register(python: Path, folder: Path, register: Path) -> Path:
     own = folder / "bin" / "python"
     shutil.copytree(site_packages(python), site_packages(own), dirs_exist_ok=True)
     install(register, site_packages(own) / "sglang_commfix")
+    if folder.name.startswith("before"):  # that version wants a key that is derived by now
+        for file in site_packages(own).glob("sglang_commfix/patches/*/patch.toml"):
+            file.write_text(f'drop = "later"\n{file.read_text("utf-8")}', encoding="utf-8")
     _record(site_packages(own))
     return own
 
