@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from rig.observation import FUSION, Observation, Observer, Setup
-from rig.workload import compare
+from fused_servers import wrong_without_and_right_with
+from rig.observation import Observer
 
 
 PATCH = "28619-pipeline-stage-fusion"
@@ -17,20 +17,8 @@ RELEASES = ("0.5.17", "0.5.20")
 pytestmark = [pytest.mark.servers, pytest.mark.servers_full]
 
 
-def server(observe: Observer, release: str, patches: str | None) -> Observation:
-    return observe(Setup(release, (*TP_2_PP_2, *FUSION), patches=patches, probes=("flashinfer",)))
-
-
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_server_of_two_stages_is_wrong_without_and_answers_as_one_rank_with_it(
     observe: Observer, release: str
 ) -> None:
-    reference = observe(Setup(release))
-    unpatched, patched = server(observe, release, None), server(observe, release, PATCH)
-
-    assert not compare(unpatched.answers, reference.answers).is_noise
-    assert compare(patched.answers, reference.answers).is_noise
-    for seen in (unpatched, patched):
-        calls = seen.reports["flashinfer"]
-        assert len(calls) == 4
-        assert all(calls.values())
+    wrong_without_and_right_with(observe, release, TP_2_PP_2, PATCH)
