@@ -6,10 +6,10 @@ import gc
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, FILE, Upstream, write_sglang
 from rig.environment import Environment, ensure
-from rig.observation import Observer
+from rig.observer import Observer
 from rig.releases import RELEASES
+from rig.stand_in import FAULTY, FILE, Upstream, write_sglang
 
 from sglang_commfix.engine.register import Register
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import packaging
 import pytest
-from fake import FILE, in_doubt
-from processes import Site
+from rig.site import Site
+from rig.stand_in import FILE, in_doubt
 
 import sglang_commfix
 

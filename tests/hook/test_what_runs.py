@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, FILE, Upstream, dedented, patch
-from processes import Site, make_site
+from rig.site import Site, make_site
+from rig.stand_in import FAULTY, FILE, Upstream, dedented, patch
 from test_activation import PATCHED, SHOW
 
 

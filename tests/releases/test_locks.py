@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from published import RELEASES, built_locks, findings, lock_of, released, tree
+from rig.sources.published import RELEASES, built_locks, findings, lock_of, released, tree
 
 from sglang_commfix.command import own_lock
 from sglang_commfix.command.report import status
