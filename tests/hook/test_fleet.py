@@ -21,9 +21,8 @@ from unittest import mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rig.site import Site, make_site
+from rig.site import PATCHED, SHOW, Site, make_site
 from rig.stand_in import FILE, FIXED, dedented, patch
-from test_activation import PATCHED, SHOW
 
 from sglang_commfix.run import fleet
 

@@ -6,9 +6,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from rig.site import Site, make_site
+from rig.site import PATCHED, SHOW, Site, make_site
 from rig.stand_in import FAULTY, FILE, Upstream, dedented, patch
-from test_activation import PATCHED, SHOW
 
 
 COMMUNICATOR = "sglang.srt.layers.communicator"

@@ -40,6 +40,16 @@ except ImportError:
 """
 
 
+# What the edited function answers, and what it answers without the edit.
+SHOW = """
+from sglang.srt.layers import communicator
+class Batch: size = 1
+class Self: scattered = True
+print(communicator.LayerCommunicator.should_fuse(Self, Batch))
+"""
+PATCHED, UNPATCHED = "False\n", "True\n"
+
+
 @dataclass
 class Site:
     """A folder with a fake sglang, a register for it, and a way to run Python there."""
