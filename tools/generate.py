@@ -1,6 +1,8 @@
 """Bring all that is generated up to date, in its order: fingerprints, locks, pages.
 
-    python tools/generate.py            # after a change of an entry
+Run by whoever changes an entry::
+
+    python tools/generate.py            # the releases that are known
     python tools/generate.py --new      # asks the package index for new releases of sglang, too
     python tools/generate.py --check    # changes nothing, and fails if anything is not current
 """
