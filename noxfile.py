@@ -108,10 +108,13 @@ def packaging(session: nox.Session) -> None:
 
 @nox.session(python=HERE)
 def servers(session: nox.Session) -> None:
-    """Real sglang servers on the CPU; ``-- -m servers`` for all of them."""
+    """Real sglang servers on the CPU; ``-- -m servers`` for all of them.
+
+    Half of a server's start is waiting: two files at once, and what a file shares is started once.
+    """
     _install(session)
     chosen = session.posargs or ["-m", "servers and not servers_full"]
-    session.run("pytest", "-v", "--durations=25", *chosen)
+    session.run("pytest", "-v", "--durations=25", "-n", "2", "--dist", "loadfile", *chosen)
 
 
 @nox.session(python=HERE)
