@@ -28,7 +28,7 @@ from packaging.version import Version
 
 from sglang_commfix.engine.errors import AnchorError
 from sglang_commfix.engine.register import load_folder
-from sglang_commfix.engine.rewrite import locate, rewrite
+from sglang_commfix.engine.rewrite import placed, rewrite
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import KEY, Sglang
 
@@ -122,7 +122,7 @@ def patched(tree: Tree, patch: Patch, module: str) -> Tree | None:
     if not edits or source is None or syntax is None:
         return None
     try:
-        changes = [locate(syntax, patch.id, edit) for edit in edits]
+        changes = [placed(syntax, patch.id, edit) for edit in edits]
     except AnchorError:
         return None
     edited = rewrite(source, syntax, changes, compiled=False).raw

@@ -184,7 +184,7 @@ class TestBadInput:
     def test_no_sglang_is_exit_status_3(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("sglang_commfix.command.locate.find_sglang", lambda: None)
+        monkeypatch.setattr("sglang_commfix.command.which.find_sglang", lambda: None)
         ran = Ran(capsys, "status")
         assert (ran.status, ran.out) == (3, "")
         assert ran.err.startswith("sglang-commfix: no sglang is installed for ")

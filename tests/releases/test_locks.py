@@ -16,7 +16,7 @@ from sglang_commfix.command.report import status
 from sglang_commfix.engine import guard, shipped
 from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import Patch, load
-from sglang_commfix.engine.rewrite import locate, rewrite
+from sglang_commfix.engine.rewrite import placed, rewrite
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import KEY, Sglang
 from sglang_commfix.run import plan
@@ -50,7 +50,7 @@ def by_engine(release: str, module: str, patches: tuple[str, ...]) -> bytes:
     assert source is not None
     assert syntax is not None
     edits = [(name, edit) for name in patches for edit in findings(release)[name].edits]
-    changes = [locate(syntax, name, e) for name, e in edits if e.target.module == module]
+    changes = [placed(syntax, name, e) for name, e in edits if e.target.module == module]
     return rewrite(source, syntax, changes, compiled=False).raw
 
 
