@@ -40,6 +40,18 @@ class Block:
     @property
     def commands(self) -> list[str]:
         """Return the shell commands in it, each with the lines that continue it."""
+        return [command.replace("\\\n", " ") for command in self._commands]
+
+    @property
+    def output(self) -> str:
+        """Return what its commands have printed, as far as it is shown."""
+        rest = f"\n{self.text}"
+        for command in self._commands:
+            rest = rest.replace(f"\n$ {command}", "", 1)
+        return rest.strip()
+
+    @property
+    def _commands(self) -> list[str]:
         commands: list[str] = []
         goes_on = False
         for line in self.text.splitlines():
@@ -47,18 +59,9 @@ class Block:
                 commands.append(line.removeprefix("$ "))
             elif goes_on:
                 commands[-1] += f"\n{line}"
-            if commands:
-                odd = commands[-1].replace("\\'", "").count("'") % 2
-                goes_on = commands[-1].endswith("\\") or odd == 1
-        return [command.replace("\\\n", " ") for command in commands]
-
-    @property
-    def output(self) -> str:
-        """Return what its commands have printed, as far as it is shown."""
-        rest = f"\n{self.text}"
-        for command in self.commands:
-            rest = rest.replace(f"\n$ {command}", "", 1)
-        return rest.strip()
+            last = commands[-1] if commands else ""
+            goes_on = last.endswith("\\") or last.replace("\\'", "").count("'") % 2 == 1
+        return commands
 
 
 def blocks(page: Path) -> Iterator[Block]:

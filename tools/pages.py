@@ -4,7 +4,8 @@ A page marks each place: ``<!-- status: by tools/pages.py -->`` up to ``<!-- end
 between is printed by this package, in the shape of a wheel, beside a published release. Left out is
 only what a number in brackets stands for: ``[8 more]``.
 
-``python tools/pages.py`` writes the pages, ``--check`` fails if one is not current.
+``python tools/pages.py`` writes the pages, ``--check`` fails if one is not current. What the demo
+prints is kept in ``benchmarks/results/demo.txt``; ``--demo`` runs it again.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ PAGES = ("README.md", "docs/operations.md")
 DEMO = ROOT / "benchmarks" / "results" / "demo.txt"
 SITE = "/venv/lib/python3.11/site-packages"
 STAMP = "[2026-11-26 09:30:00 pid=4711]"
+LOGGED = "Each process of the patched server has logged:\n"
 _STAMP = re.compile(r"\[[-0-9]+ [:0-9]+ pid=\d+\]")
 _SECTION = re.compile(r"<!-- (?P<name>[-a-z]+): by tools/pages\.py -->\n.*?<!-- end -->", re.DOTALL)
 _LOG = 'python -c "import sglang.srt"'
@@ -224,8 +226,24 @@ def _explain_fields(site: Installation) -> str:
     return textwrap.fill(", ".join(f"`{name}`" for name in explained["patches"][0]) + ".", 100)
 
 
-def _demo(_site: Installation) -> str:
-    return block(shortened(DEMO.read_text(encoding="utf-8")))
+def _demo(site: Installation) -> str:
+    return block(DEMO.read_text(encoding="utf-8") + f"{LOGGED}  {shortened(message(site))}")
+
+
+def message(site: Installation) -> str:
+    """Return what a process of a server logs, without the time."""
+    return site.run(_LOG, SGLANG_COMMFIX="1").partition("sglang-commfix: ")[2]
+
+
+def run_demo() -> tuple[str, str]:
+    """Run ``make demo``, for a minute or two; return what it prints, and what a server has logged.
+
+    The folder of the packages is called :data:`SITE` in it.
+    """
+    command = ["make", "--silent", "demo", f"PYTHON={sys.executable}"]
+    printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    table, _, logged = printed.stdout.lstrip("\n").partition(LOGGED)
+    return table, re.sub(r" at \S+/sglang: ", f" at {SITE}/sglang: ", logged.strip())
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Installation], str]]] = {
@@ -269,8 +287,12 @@ def main() -> int:
     """Write or check the pages."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
+    parser.add_argument("--demo", action="store_true", help="run `make demo` anew, for the README")
+    arguments = parser.parse_args()
+    if arguments.demo and not arguments.check:
+        DEMO.write_text(run_demo()[0], encoding="utf-8")
     texts = {ROOT / name: render((ROOT / name).read_text(encoding="utf-8")) for name in PAGES}
-    return bring_up_to_date(texts, check=parser.parse_args().check)
+    return bring_up_to_date(texts, check=arguments.check)
 
 
 if __name__ == "__main__":
