@@ -13,8 +13,9 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from fingerprints import PATCHES, fetch, wanted_files
+from fingerprints import PATCHES, wanted_files
 from generated import bring_up_to_date
+from wheels import fetch
 
 from sglang_commfix.engine import shipped
 from sglang_commfix.engine.make_lock import make_lock

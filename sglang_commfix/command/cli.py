@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sglang_commfix
-from sglang_commfix import SELECT
+from sglang_commfix import SELECT, wrong
 from sglang_commfix.command import launcher, write_lock
 from sglang_commfix.command.diff import unified_diff
 from sglang_commfix.command.report import reason_of, status
@@ -256,7 +256,8 @@ def _named(word: str) -> tuple[Patch, ...]:
     register = load()
     patches = register.matching(word.lower())
     if not patches:
-        raise SettingsError(f"{word!r} is unknown. Known are: {register.words}")
+        known = wrong.words((patch.id, patch.pr) for patch in register.patches)
+        raise SettingsError(f"{word!r} is unknown. Known are: {known}")
     return patches
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import json
@@ -217,7 +218,7 @@ class TestSourcePatcher:
         package = "sglang.srt.debug_utils.source_patcher"
         folder = fetch(release, [f"{package.replace('.', '/')}/"])
         pydantic = ModuleType("pydantic")
-        pydantic.BaseModel = type("BaseModel", (), {"__init_subclass__": lambda **_: None})
+        pydantic.BaseModel = type("BaseModel", (), {})
         pydantic.ConfigDict, pydantic.model_validator = dict, lambda **_: lambda method: method
         stand_ins = {"yaml": ModuleType("yaml"), "pydantic": pydantic}
         for depth in range(1, 4):
@@ -229,9 +230,16 @@ class TestSourcePatcher:
         for name in [one for one in sys.modules if one.startswith(package)]:
             monkeypatch.delitem(sys.modules, name)
         patcher = importlib.import_module(package)
-        yield lambda target, old, new: patcher.patch_function(
-            target=target, edits=[edit(patcher, old, new)]
-        )
+        states = []
+
+        def patch(target, old: str, new: str) -> None:
+            one = patcher.EditSpec()
+            one.match, one.replacement = old, new
+            states.append(patcher.patch_function(target=target, edits=[one]))
+
+        yield patch
+        for state in states:
+            state.restore()
         for name in [one for one in sys.modules if one.startswith(package)]:
             del sys.modules[name]
 
@@ -256,12 +264,6 @@ class TestSourcePatcher:
         assert default(1) == 2
 
 
-def edit(patcher, old: str, new: str):
-    one = patcher.EditSpec()
-    one.match, one.replacement = old, new
-    return one
-
-
 @pytest.mark.releases
 @pytest.mark.one_python
 @pytest.mark.parametrize("release", ["0.5.1", "0.5.11", "0.5.23"])
@@ -280,8 +282,13 @@ def test_a_patched_constructor_calls_super(release: str) -> None:
 @pytest.mark.parametrize("release", ["0.5.10", "0.5.11", "0.5.23"])
 def test_sglang_patches_sources_when_the_model_has_been_loaded(release: str) -> None:
     (text,) = of_sglang(release, "sglang/srt/model_executor/model_runner.py")
-    load = text.index("self.model = self.loader.load_model(")
-    assert load < text.index("if dumper.may_enable:\n            dumper.apply_source_patches()")
+    load = text[text.index("    def load_model(self):") :]
+    before, _, _ = load.partition(
+        "        if dumper.may_enable:\n            dumper.apply_source_patches()"
+    )
+    assert before != load
+    assert re.search(r"[(= ]self\.model\b", before)
+    assert "\n    def " not in before[1:]
 
 
 def plain(value: int) -> int:
@@ -293,6 +300,7 @@ def default(value: int, more: int = 1) -> int:
 
 
 def logged(function):
+    @functools.wraps(function)
     def wrapper(*args):
         return function(*args)
 

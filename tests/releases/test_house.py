@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from published import built_locks, released
+from rig.sources.published import built_locks, released
 
 import sglang_commfix
 

@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from published import RELEASES, built_locks, findings, lock_of, released, tree
+from rig.sources.published import RELEASES, built_locks, findings, lock_of, released, tree
 
-from sglang_commfix.command import own_lock
+from sglang_commfix.command import write_lock
 from sglang_commfix.command.report import status
 from sglang_commfix.engine import guard, shipped
 from sglang_commfix.engine.make_lock import make_lock
@@ -137,13 +137,13 @@ def test_an_own_lock_of_a_release_plans_what_the_shipped_one_does(
     release: str, tmp_path: Path
 ) -> None:
     sglang, file = Sglang(released(release) / "sglang"), tmp_path / "lock.json"
-    own_lock.write(own_lock.make(sglang, ()), file)
+    write_lock.write(write_lock.make(sglang, ()), file)
     shipped_plan = plan.make_plan(sglang, Settings("all"))
     own_plan = plan.make_plan(sglang, Settings("all", lock=str(file)))
     assert own_plan.origin == str(file)
     assert own_plan.patches == shipped_plan.patches
     assert own_plan.modules == shipped_plan.modules
-    assert not list(own_lock.differences(file, sglang))
+    assert not list(write_lock.differences(file, sglang))
 
 
 class TestTreesThatNoReleaseHas:

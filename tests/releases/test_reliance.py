@@ -19,9 +19,9 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
-from mutations import MUTATORS
-from published import tree
-from shrunk import Names, Stub, executed, instance, shrunk, source_of, with_text
+from rig.sources.mutations import MUTATORS
+from rig.sources.published import tree
+from rig.sources.shrunk import Names, Stub, executed, instance, shrunk, source_of, with_text
 
 from sglang_commfix.engine.errors import SourceError
 from sglang_commfix.engine.fingerprint import Definition, find_scope, normal_form, suites
