@@ -24,8 +24,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fingerprints import fetch, wanted_files
+from fingerprints import wanted_files
 from generated import bring_up_to_date
+from wheels import fetch
 
 from sglang_commfix.engine.register import load, patches_folder
 from sglang_commfix.engine.shipped import put_together

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fingerprints import fetch
 from page_text import Block, blocks, inline_code
 from pages import DEMO, Installation, message, run_demo, shortened
 from rig.observer import ATTENTION_DP_2_EP_2, Observer, Setup
+from wheels import fetch
 
 from sglang_commfix.command import cli
 from sglang_commfix.run import fleet, host

@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
-from fingerprints import fetch
 from page_text import cells, inline_code
+from wheels import fetch
 
 from sglang_commfix.command import cli, report
 from sglang_commfix.lock import Decision, Lock
