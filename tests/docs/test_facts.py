@@ -110,6 +110,13 @@ def test_each_file_of_the_package_is_listed_once() -> None:
     assert {name for name in rows if name.startswith("tools/")} == tools
 
 
+def test_security_lists_each_file_that_a_server_may_execute() -> None:
+    listed = [named(row[0])[0] for row in cells(ROOT / "SECURITY.md", "file in")]
+    package = ROOT / "sglang_commfix"
+    files = {*package.glob("*.py"), *package.glob("run/**/*.py")} - {package / "__main__.py"}
+    assert sorted(listed) == sorted(file.relative_to(package).as_posix() for file in files)
+
+
 def test_each_module_of_the_rig_that_its_page_lists_exists_and_none_is_missing() -> None:
     rig = ROOT / "tests" / "rig"
     tables = [name for row in cells(rig / "README.md", "module") for name in named(row[0])]
