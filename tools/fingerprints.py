@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from generated import bring_up_to_date
 from packaging.version import Version
-from wheels import fetch
+from wheels import fetch_all
 
 from sglang_commfix.engine.errors import AnchorError
 from sglang_commfix.engine.register import load_folder
@@ -136,9 +136,9 @@ def main() -> int:
     releases = json.loads(listed.read_text(encoding="utf-8")) if arguments.offline else published()
     files = wanted_files(register.patches)
     table = {}
-    for number, release in enumerate(releases, 1):
+    for number, (release, folder) in enumerate(fetch_all(releases, files).items(), 1):
         print(f"\r{number}/{len(releases)} {release:12}", end="", file=sys.stderr, flush=True)
-        tree = Tree(Sglang(fetch(release, files) / "sglang"))
+        tree = Tree(Sglang(folder / "sglang"))
         table[release] = fingerprints_of(tree, register.patches)
     print(file=sys.stderr)
     known = json.loads(listed.read_text(encoding="utf-8"))

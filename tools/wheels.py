@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +53,12 @@ def fetch(release: str, files: Iterable[str], *, python: str | None = None) -> P
     (folder / "sglang" / "srt").mkdir(parents=True, exist_ok=True)
     stamp.write_text(json.dumps(sorted({*there, *wanted})), encoding="utf-8")
     return folder
+
+
+def fetch_all(releases: Sequence[str], files: Sequence[str]) -> dict[str, Path]:
+    """Fetch ``files`` of several releases, a few wheels at a time."""
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(releases, pool.map(partial(fetch, files=files), releases), strict=True))
 
 
 def download(wanted: str, folder: Path, pythons: Sequence[str] = PYTHONS) -> Path:
