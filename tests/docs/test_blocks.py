@@ -71,20 +71,7 @@ HOW = {
 }
 SHELL = {"console", "sh", "dockerfile"}
 # Programs that are neither ours nor Python's: what they are asked for is not looked at.
-PROGRAMS = {
-    "cat",
-    "echo",
-    "env",
-    "grep",
-    "head",
-    "mypy",
-    "patch",
-    "rm",
-    "ruff",
-    "sort",
-    "tr",
-    "uniq",
-}
+PROGRAMS = set(". cat echo env grep head mypy patch rm ruff sort tr uniq".split())
 VARIABLES = {host.SELECT, host.STRICT, host.LOCK, host.LOG, host.MIXED, host.ALLOW, fleet.RUNS}
 
 
@@ -275,7 +262,7 @@ def test_each_option_that_a_page_names_exists() -> None:
         known |= set(
             re.findall(r'"(--[a-z][-\w]+)"', (folder / "sglang/srt/server_args.py").read_text())
         )
-    elsewhere = {"--fuzz", "--no-deps", "--force-reinstall", "--target", "--strict"}
+    elsewhere = {"--fuzz", "--no-deps", "--force-reinstall", "--target", "--strict", "--group"}
     for page in PAGES:
         named = " ".join([*inline_code(page), *(block.text for block in blocks(page))])
         for option in set(re.findall(r"(?<![-\w])--[a-z][-a-z0-9]*[a-z0-9]", named)) - elsewhere:
@@ -422,7 +409,7 @@ def program(text: str) -> str:
     return ran.stdout.strip()
 
 
-@pytest.mark.servers
+@pytest.mark.servers_full
 def test_the_demo_prints_what_the_readme_shows(faulty_release: Installation) -> None:
     table, logged = run_demo()
     assert alike(table, DEMO.read_text())
