@@ -140,6 +140,39 @@ def test_the_readmes_figures_are_those_that_were_measured() -> None:
     assert f"Such a start takes {float(ratio.group(1)):.2f} times as long" in text
 
 
+@pytest.mark.parametrize(
+    ("head", "results"),
+    [
+        ("Two GPUs", "h100-two-gpus"),
+        ("Several ranks on one GPU", "h100-several-ranks"),
+        ("What compilers make of a patched module", "h100-tp1"),
+    ],
+)
+def test_the_figures_of_the_tables_from_gpus_are_among_those_that_were_measured(
+    head: str, results: str
+) -> None:
+    measured = list(numbers(json.loads((RESULTS / f"{results}.json").read_text())))
+    text = (ROOT / "docs" / "gpus.md").read_text()
+    section = text.partition(f"## {head}\n")[2].partition("\n## ")[0]
+    rows = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    shown = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])|(?<=greedy )\d+|(?<=greedy \*\*)\d+", rows)
+    assert len(shown) > 3
+    for figure in shown:
+        half = 0.501 * 10 ** -len(figure.partition(".")[2])
+        assert any(abs(one - float(figure)) <= half for one in measured), figure
+
+
+def numbers(value: object) -> Iterator[float]:
+    if isinstance(value, dict):
+        yield from (one for inner in value.values() for one in numbers(inner))
+    elif isinstance(value, list):
+        yield from (one for inner in value for one in numbers(inner))
+    elif isinstance(value, str):
+        yield from map(float, re.findall(r"\d+(?:\.\d+)?", value))
+    elif isinstance(value, int | float):
+        yield float(value)
+
+
 # What sglang has of its own.
 
 
@@ -202,6 +235,29 @@ def test_a_plug_in_of_sglang_that_cannot_be_hooked_in_is_logged_and_no_more(
     registry.HookRegistry.register("json.no_such_function", lambda: None, registry.HookType.REPLACE)
     registry.HookRegistry.apply_hooks()
     assert "Failed to apply hooks to json.no_such_function" in caplog.text
+
+
+@pytest.mark.releases
+@pytest.mark.one_python
+@pytest.mark.parametrize("release", ["0.5.11", "0.5.23"])
+def test_a_plug_in_reaches_attributes_of_modules_and_no_other_copy(
+    release: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "sglang/srt/plugins/hook_registry.py"
+    registry = loaded("hook_registry", fetch(release, [name]) / name)
+
+    def copied(value: int) -> int:
+        return value + 1
+
+    owner, importer = ModuleType("owner"), ModuleType("importer")
+    owner.copied = importer.copied = copied
+    monkeypatch.setitem(sys.modules, "owner", owner)
+    monkeypatch.setitem(sys.modules, "importer", importer)
+    table = {"copied": copied}
+    registry.HookRegistry.register("owner.copied", lambda _: 7, registry.HookType.REPLACE)
+    registry.HookRegistry.apply_hooks()
+    assert owner.copied(1) == importer.copied(1) == 7
+    assert table["copied"](1) == 2
 
 
 def loaded(name: str, file: Path) -> ModuleType:
