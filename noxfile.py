@@ -90,7 +90,7 @@ def engine(session: nox.Session) -> None:
     _install_hosts(session)
     tests += ["-m", without_servers]
     folders = {str(folder) for folder in Path("tests").iterdir() if folder.is_dir()}
-    held_by_releases = {"tests/patches", "tests/releases", "tests/servers"}
+    held_by_releases = {"tests/docs", "tests/patches", "tests/releases", "tests/servers"}
     machine = sorted(folders - held_by_releases - {"tests/rig"})
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *tests, *machine, *session.posargs)
