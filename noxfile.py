@@ -68,7 +68,7 @@ def lint(session: nox.Session) -> None:
 def releases(session: nox.Session) -> None:
     """Fill the cache with the published releases' files, so that no test has to."""
     _install(session)
-    session.run("python", "tools/locks.py", "--check")
+    session.run("python", "tools/fingerprints.py", "--fetch")
 
 
 @nox.session(python=_available())
