@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 
@@ -31,6 +33,13 @@ def ground() -> Ground:
 
 def case(*steps: Mutation) -> Case:
     return Case("1:8:0", ground(), TARGET, list(steps), [load()[PATCH]])
+
+
+def test_the_program_says_how_many_are_wrong_and_with_which_seed() -> None:
+    command = [sys.executable, fuzz.__file__, "--count", "1", "--seed", "5", "--jobs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("0 wrong, seed 5\n"), done.stderr
+    assert done.returncode == 0
 
 
 def test_what_the_engine_does_rightly_is_no_finding() -> None:

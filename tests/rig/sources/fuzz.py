@@ -33,7 +33,8 @@ from typing import Any
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    ROOT = Path(__file__).parents[3]
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
 from fingerprints import Edited
 from rig.sources import mutations
