@@ -108,6 +108,8 @@ def patch(name: str = "1-guard", **changes: Any) -> dict[str, Any]:
         "affected": ">=1.1,<1.3",
         "fixed_in": "1.3",
         "links": [],
+        "shown": ["cpu ranks"],
+        "meets": [{"flags": ["tp_size > 1"]}],
         "sound": [MENDED, GONE],
         "edit": [edit()],
     }
