@@ -397,7 +397,12 @@ class Condition:
 
     def answer(self, launch: Launch) -> Answer:
         """Return what is known of it."""
-        return min((answer for _, answer in self.parts(launch)), default=Answer.MEETS)
+        least = Answer.MEETS
+        for _, answer in self.parts(launch):
+            least = min(least, answer)
+            if least is Answer.NOT:
+                break
+        return least
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -399,11 +399,10 @@ class Patch:
 
     def answer(self, launch: Launch) -> Answer:
         """Return what is known of whether a launch meets it."""
-        if launch.release is None:
-            there = Answer.UNKNOWN
-        else:
-            there = Answer.of(self.affected.contains(launch.release, prereleases=True))
-        return min(there, judge(self.meets, launch))
+        known = launch.release is not None
+        if known and not self.affected.contains(launch.release or "", prereleases=True):
+            return Answer.NOT
+        return min(Answer.MEETS if known else Answer.UNKNOWN, judge(self.meets, launch))
 
     def is_fixed_in(self, release: str) -> bool:
         """Tell whether ``release`` is one of those from the first with a fix on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
@@ -15,15 +15,15 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from published import RELEASES
-from rig.entries import declared
+from rig.entries import FOLDER, declared
 from rig.expected import FLAGS as MODEL_FLAGS
 from rig.expected import LAYOUTS, RIGHT, TP4_CP4_MOE_DP2, TP4_DP2_CP2
 from rig.layers.case import Case
 from rig.matrix import expected
 from wheels import automatic, defaults, leaving, texts
 
-from sglang_commfix.engine.conditions import Answer, Launch
-from sglang_commfix.engine.register import facts, load, patches_folder
+from sglang_commfix.engine.conditions import Answer, Condition, Fact, Launch, logic_in, names_in
+from sglang_commfix.engine.register import Patch, facts, load, patches_folder
 from sglang_commfix.run.plan import DEFAULT_KINDS
 
 
@@ -492,3 +492,122 @@ def was_wrong(case: Mapping[str, Any]) -> bool:
         return True
     figures = [case[name] for name in ("all_at_once", "one_by_one") if name in case]
     return any(int(figure["greedy"].split()[0]) < 20 for figure in figures)
+
+
+# Words by which a text may speak of what is no flag by itself. Any will do; none: of nothing.
+IN_WORDS: dict[str, tuple[str, ...]] = {
+    "aiter_fusion": ("aiter",),
+    "dp_attention": ("--enable-dp-attention", "DP attention"),
+    "flashinfer_fusion": ("all-reduce fusion",),
+    "flashinfer_fusion_by_itself": ("fusion switches itself on",),
+    "leaves_allreduce": (),
+    "attn_dp_size": ("--dp-size",),
+    "attn_tp_size": ("attention-TP size",),
+    "nnodes": ("--nnodes", "on one node"),
+    "request_pool": ("--max-running-requests",),
+}
+# Flags that texts name and no condition asks for, each with the reason.
+NOT_ASKED_FOR = {
+    ("22003-moe-cp-decoupled", "--enable-prefill-context-parallel"): "refused with it and without",
+    ("22642-dp-reduce-scatterv", "--chunked-prefill-size"): "it says how much is gained",
+    ("25404-idle-batch-mlp-sync", "--disaggregation-mode"): "reported with it, possible without",
+    ("triton-pool-alignment", "--tp"): "the short name, in an example",
+}
+
+
+def text_of(patch: Patch) -> str:
+    return re.sub(r"\s+", " ", f"{patch.flags} {patch.hits}")
+
+
+def plain(text: str) -> str:
+    """Models are written with blanks and with hyphens."""
+    return re.sub(r"[^a-z0-9.]", "", text.casefold())
+
+
+def flags_of(conditions: Iterable[Condition]) -> set[str]:
+    """Those that conditions ask for, by themselves or in a fact."""
+    asked = list(names_in(conditions))
+    found = {name.flag for name in asked if name.flag}
+    if {"attn_dp_size", "attn_tp_size"} & {name.name for name in asked}:
+        found |= {"--dp-size", "--enable-dp-attention"}
+    if "request_pool" in {name.name for name in asked}:
+        found.add("--max-running-requests")
+    for one in logic_in(conditions):
+        found |= flags_of(one.when) if isinstance(one, Fact) else set()
+    return found
+
+
+class TestTexts:
+    @pytest.mark.parametrize("entry", REGISTER)
+    def test_they_name_every_flag_and_fact_that_a_condition_asks_for(self, entry: str) -> None:
+        patch = REGISTER[entry]
+        names = [name for name in names_in(patch.meets) if not name.in_config]
+        wanted = {name.name: IN_WORDS.get(name.name, (name.flag or name.name,)) for name in names}
+        wanted |= {
+            one.id: IN_WORDS[one.id] for one in logic_in(patch.meets) if isinstance(one, Fact)
+        }
+        text = text_of(patch)
+
+        missing = {
+            name
+            for name, words in wanted.items()
+            if words and not any(one in text for one in words)
+        }
+        assert missing == set()
+
+    @pytest.mark.parametrize("entry", REGISTER)
+    def test_they_name_every_architecture_that_a_condition_names(self, entry: str) -> None:
+        patch = REGISTER[entry]
+        text = plain(text_of(patch))
+        names = {name for one in patch.meets for name in (*one.architectures, *one.other_than)}
+        called = {name: facts().called.get(name, name) for name in names}
+
+        missing = {n for n, c in called.items() if plain(n) not in text and plain(c) not in text}
+        assert missing == set()
+
+    @pytest.mark.parametrize("entry", REGISTER)
+    def test_every_flag_that_they_name_is_asked_for_by_a_condition(self, entry: str) -> None:
+        patch = REGISTER[entry]
+        asked = flags_of(patch.meets)
+        asked |= {f"--{name.replace('_', '-')}" for one in patch.avoid for name in one.flags}
+        named = set(re.findall(r"--[a-z0-9-]+", text_of(patch)))
+
+        assert named - asked == {flag for at, flag in NOT_ASKED_FOR if at == entry}
+
+
+def shown_on_h100() -> set[str]:
+    """What was wrong there without patches, and what an entry was tried for by name."""
+    two = [c for c in results("h100-two-gpus.json")["cases"] if c.get("arm") == "unpatched"]
+    named = {case["entry"] for case in two} - {"none"}
+    several = [c for c in results("h100-several-ranks.json")["cases"] if not c["SGLANG_COMMFIX"]]
+    wrong = [case for case in two if case["entry"] != "none"]
+    wrong += [case for case in several if was_wrong(case)]
+    launches = [gpu_launch(case) for case in wrong]
+    return named | {
+        patch.id
+        for patch in REGISTER.values()
+        if any(patch.answer(one) is Answer.MEETS for one in launches)
+    }
+
+
+# A collective was timed there, by itself.
+NOT_BY_THE_ENTRY = {("22642-dp-reduce-scatterv", "H200")}
+
+
+@pytest.mark.parametrize("entry", REGISTER)
+def test_an_entry_says_where_it_was_shown_and_nothing_else(entry: str) -> None:
+    folder = FOLDER / entry
+    evidence = re.sub(r"\s+", " ", (folder / "evidence.md").read_text())
+    found = {
+        "cpu ranks": "gloo" in evidence
+        or any((folder / name).is_file() for name in ("layers.py", "test_ranks.py")),
+        "cpu server": "on the CPU, a GLM-4-MoE-like model" in evidence
+        or (folder / "test_servers.py").is_file(),
+        "H100": entry in shown_on_h100() or "H100" in evidence,
+        "H200": "H200" in evidence,
+    }
+
+    wanted = {
+        name for name, is_so in found.items() if is_so and (entry, name) not in NOT_BY_THE_ENTRY
+    }
+    assert set(REGISTER[entry].shown) == wanted
