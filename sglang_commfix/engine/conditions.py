@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import enum
 import operator
-import sys
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
@@ -20,14 +19,8 @@ from packaging.specifiers import SpecifierSet
 from sglang_commfix.check import misshapen
 
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
 Value: TypeAlias = bool | int | str | None
 
@@ -183,7 +176,7 @@ class Constant:
         return self.value
 
     def __str__(self) -> str:
-        return str(self.value)
+        return f"`{self.value}`" if isinstance(self.value, str) else str(self.value)
 
 
 @dataclass(frozen=True)
@@ -261,7 +254,8 @@ class Comparison:
     def __str__(self) -> str:
         left, right = self.operands[0], self.operands[1]
         if self.signs == ("=",) and isinstance(left, Name) and left.flag:
-            return f"`{left.flag} {right}`" if isinstance(right, Constant) else f"{left} = {right}"
+            said = f"`{left.flag} {right.value}`" if isinstance(right, Constant) else ""
+            return said or f"{left} = {right}"
         rest = zip(self.signs, self.operands[1:], strict=True)
         return f"{left}{''.join(f' {sign} {operand}' for sign, operand in rest)}"
 
@@ -312,7 +306,7 @@ class Negation:
         return Answer.UNKNOWN
 
     def __str__(self) -> str:
-        return f"no {self.inner}" if isinstance(self.inner, Truth) else f"not: {self.inner}"
+        return f"no {self.inner}" if isinstance(self.inner, Truth | Fact) else f"not: {self.inner}"
 
 
 @dataclass(frozen=True)
@@ -364,6 +358,7 @@ class Condition:
         machines: empty for all.
         also: what no launch can tell; empty for nothing.
         classes: what the names of architectures stand for.
+        table: all of it as it is written.
 
     """
 
@@ -375,6 +370,7 @@ class Condition:
     machines: tuple[str, ...]
     also: str
     classes: Mapping[str, tuple[str, ...]]
+    table: WhenTable
 
     def parts(self, launch: Launch) -> Iterator[tuple[Logic | str, Answer]]:
         """Yield each thing that it asks for, and what is known of it."""
@@ -387,7 +383,8 @@ class Condition:
             if names:
                 classes = {one for name in names for one in self.classes[name]}
                 there = (launch.architecture in classes) is wanted
-                yield f"{'' if wanted else 'not '}{', '.join(names)}", _if_known(known, there)
+                said = ", ".join(f"`{n}`" if " " not in n else n for n in names)
+                yield f"{'' if wanted else 'not '}{said}", _if_known(known, there)
         yield from ((one, one.answer(launch)) for one in (*self.config, *self.flags))
         if self.machines:
             known, there = launch.machine is not None, launch.machine in self.machines
@@ -616,6 +613,7 @@ class Facts:
             tuple(table.get("machines", ())),
             table.get("also", ""),
             {name: self.classes[name] for name in named},
+            table,
         )
 
     def _in_config(self, name: str) -> Name:
@@ -632,20 +630,13 @@ def _is_known(name: str, known: Iterable[str]) -> None:
         raise ValueError(f"{name!r} is unknown; there may be {', '.join(sorted(known))}")
 
 
-def load_facts(file: Path) -> Facts:
-    """Read ``launches.toml``.
+def read_facts(data: dict[str, Any]) -> Facts:
+    """Return what ``launches.toml`` says.
 
     Raises:
         ValueError: it cannot be used.
 
     """
-    try:
-        return _facts(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
-
-
-def _facts(data: dict[str, Any]) -> Facts:
     if wrong := misshapen(data, _FactsTable):
         raise ValueError(wrong)
     unset = dict.fromkeys(data["unset"])

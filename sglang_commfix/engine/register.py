@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -28,7 +28,7 @@ from sglang_commfix.engine.conditions import (
     Value,
     WhenTable,
     judge,
-    load_facts,
+    read_facts,
     written,
 )
 from sglang_commfix.engine.errors import RegisterError
@@ -49,6 +49,12 @@ Operation = Literal["replace", "before", "after", "append"]
 
 # On what an entry has been shown: real code of releases in several processes, or in servers.
 Platform = Literal["cpu ranks", "cpu server", "H100", "H200"]
+SHOWN_ON: dict[Platform, str] = {
+    "cpu ranks": "real code in several ranks on CPUs",
+    "cpu server": "real servers on CPUs",
+    "H100": "NVIDIA H100",
+    "H200": "NVIDIA H200",
+}
 
 _OPERATIONS: tuple[Operation, ...] = ("replace", "before", "after", "append")
 _TEXTS = ("title", "seen", "flags", "symptom", "cause", "hits", "change")
@@ -397,6 +403,11 @@ class Patch:
         """The affected releases as a specifier, its lower end first."""
         return written(self.affected)
 
+    @property
+    def shown_on(self) -> str:
+        """Say on what it was shown."""
+        return ", ".join(SHOWN_ON[one] for one in self.shown)
+
     def answer(self, launch: Launch) -> Answer:
         """Return what is known of whether a launch meets it."""
         known = launch.release is not None
@@ -564,10 +575,20 @@ def facts() -> Facts:
         RegisterError: the installation is damaged.
 
     """
+    return load_facts(patches_folder() / "launches.toml")
+
+
+def load_facts(file: Path) -> Facts:
+    """Read ``launches.toml``.
+
+    Raises:
+        RegisterError: it cannot be used.
+
+    """
     try:
-        return load_facts(patches_folder() / "launches.toml")
-    except ValueError as error:
-        raise RegisterError(str(error)) from error
+        return read_facts(tomllib.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RegisterError(f"{file}: {error}") from error
 
 
 @cache
@@ -639,7 +660,7 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
         sound=_each(data, "sound", lambda item: _clause(item, SpecifierSet(), deep=False)),
         differences=_each(data, "difference", lambda item: _difference(item, affected)),
         beside=_each(data, "beside", lambda item: Beside(item["id"], item["when"])),
-        meets=_meets(data, affected, fingerprints.releases),
+        meets=_meets(data),
         avoid=_each(data, "avoid", lambda item: _avoid(item, affected)),
         shown=tuple(data["shown"]),
         fingerprints=fingerprints,
@@ -723,17 +744,10 @@ def _difference(item: Mapping[str, Any], affected: SpecifierSet) -> Difference:
     return Difference(item["decision"], item["when"], item["why"].strip(), releases)
 
 
-def _meets(
-    data: Mapping[str, Any], affected: SpecifierSet, releases: Sequence[str]
-) -> tuple[Condition, ...]:
+def _meets(data: Mapping[str, Any]) -> tuple[Condition, ...]:
     if not data["meets"]:
         raise ValueError("an entry says when its fault is met")
-    meets = _each(data, "meets", facts().condition)  # type: ignore[arg-type]
-    for at, one in enumerate(meets):
-        both = affected & one.releases
-        if not any(both.contains(release, prereleases=True) for release in releases):
-            raise ValueError(f"meets[{at}]: no affected release is in its releases")
-    return meets
+    return _each(data, "meets", lambda item: facts().condition(cast("WhenTable", item)))
 
 
 def _avoid(item: Mapping[str, Any], affected: SpecifierSet) -> Avoidance:

@@ -537,6 +537,12 @@ def flags_of(conditions: Iterable[Condition]) -> set[str]:
     return found
 
 
+@pytest.mark.parametrize("entry", REGISTER)
+def test_a_condition_is_about_some_affected_release(entry: str) -> None:
+    for one in REGISTER[entry].meets:
+        assert any(one.releases.contains(r, True) for r in REGISTER[entry].affected_releases), one
+
+
 class TestTexts:
     @pytest.mark.parametrize("entry", REGISTER)
     def test_they_name_every_flag_and_fact_that_a_condition_asks_for(self, entry: str) -> None:
