@@ -17,9 +17,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 HERE = ".".join(map(str, sys.version_info[:2]))
-TEST_PACKAGES = ["pytest>=8", "pytest-xdist", "hypothesis", "coverage[toml]>=7.10"]
-# What other programs run sglang under: 13 MB to download.
-HOST_PACKAGES = ["beartype", "ddtrace>=4", "newrelic", "typeguard"]
+PROJECT = nox.project.load_toml("pyproject.toml")
 
 
 def _available() -> list[str]:
@@ -39,26 +37,28 @@ def _runs(python: str) -> bool:
     return found is not None and subprocess.run([found, "-c", ""], check=False).returncode == 0
 
 
-def _install(session: nox.Session, *packages: str) -> None:
+def _group(*names: str) -> tuple[str, ...]:
+    return nox.project.dependency_groups(PROJECT, *names)
+
+
+def _install(session: nox.Session, *groups: str) -> None:
     """Install the project as a user does, not editable: tests see what is shipped."""
-    session.install(*TEST_PACKAGES, *packages)
+    session.install(*_group("test", *groups), *PROJECT["project"]["dependencies"])
     session.install("--force-reinstall", "--no-deps", ".")
-    session.install("packaging>=22", "wrapt>=2.4,<3", "tomli>=2; python_version < '3.11'")
 
 
 def _install_hosts(session: nox.Session) -> None:
-    """Install other tools apart: they bring plug-ins for pytest, which would run in every test."""
+    """Install other tools apart: their plug-ins for pytest would run in every test."""
     folder = Path(session.virtualenv.location, "hosts")
     if not folder.is_dir():
-        session.install("--target", str(folder), *HOST_PACKAGES)
+        session.install("--target", str(folder), *_group("hosts"))
     session.env["HOST_PACKAGES"] = str(folder)
 
 
 @nox.session(python=HERE)
 def lint(session: nox.Session) -> None:
     """Style and types."""
-    session.install("ruff>=0.9", "mypy>=1.14", "hatchling", "nox")
-    session.install("packaging>=22", "tomli>=2", "wrapt>=2.4,<3")
+    session.install(*_group("lint"), *PROJECT["project"]["dependencies"], "tomli>=2")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -79,55 +79,51 @@ def engine(session: nox.Session) -> None:
     """
     _install(session)
     tests = ["-n", "auto", "--dist", "worksteal"]
-    machine = ["tests/engine", "tests/hook", "tests/command", "tests/tools"]
-    without_servers = "not servers and not servers_full and not packaging"
+    without_servers = "not servers and not packaging"
     if session.python != HERE:
         if session.python == PYTHONS[0]:
             session.run("python", "tools/locks.py", "--check")  # no lock depends on its Python
-        marked = f"{without_servers} and not one_python"
-        session.run("pytest", *tests, "-m", marked, *session.posargs)
+        session.run(
+            "pytest", *tests, "-m", f"{without_servers} and not one_python", *session.posargs
+        )
         return
     _install_hosts(session)
     tests += ["-m", without_servers]
+    folders = {str(folder) for folder in Path("tests").iterdir() if folder.is_dir()}
+    held_by_releases = {"tests/patches", "tests/releases", "tests/servers"}
+    machine = sorted(folders - held_by_releases - {"tests/rig"})
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *tests, *machine, *session.posargs)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", "--fail-under=95")
-    rest = ["tests/releases", "tests/patches", "tests/servers"]
-    session.run("pytest", *tests, *rest, *session.posargs)
+    session.run("pytest", *tests, *sorted(held_by_releases), *session.posargs)
 
 
 @nox.session(python=HERE)
 def packaging(session: nox.Session) -> None:
     """Build the package and install it in every way."""
-    _install(session, "build", "uv", "pipx")
+    _install(session, "package")
     session.run("pytest", "-m", "packaging", "tests/install", *session.posargs)
 
 
 @nox.session(python=HERE)
 def servers(session: nox.Session) -> None:
-    """Real sglang servers on the CPU; ``-- -m servers_full`` for all of them."""
+    """Real sglang servers on the CPU; ``-- -m servers`` for all of them."""
     _install(session)
-    session.run(
-        "pytest",
-        "-v",
-        "--durations=25",
-        "tests/patches",
-        "tests/servers",
-        *(session.posargs or ["-m", "servers"]),
-    )
+    chosen = session.posargs or ["-m", "servers and not servers_full"]
+    session.run("pytest", "-v", "--durations=25", *chosen)
 
 
 @nox.session(python=HERE)
 def fuzz(session: nox.Session) -> None:
     """Mutants of real files: `-- --count 1000 --seed 1 --jobs 2`."""
     _install(session)
-    session.run("python", "tests/releases/fuzz.py", *session.posargs)
+    session.run("python", "tests/rig/sources/fuzz.py", *session.posargs)
 
 
 @nox.session(python=HERE)
 def bench(session: nox.Session) -> None:
     """Measure what a Python start costs, and a process that imports sglang."""
-    _install(session, "matplotlib")
+    _install(session, "bench")
     session.run("python", "benchmarks/startup.py", *session.posargs)
     session.run("python", "benchmarks/plan.py", *session.posargs)

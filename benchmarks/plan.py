@@ -90,7 +90,8 @@ class Version(NamedTuple):
 
 def trees(scratch: Path) -> tuple[Path, Path]:
     """Copy the release twice: as it is, with byte code, and so that no lock knows it."""
-    from fingerprints import fetch, wanted_files
+    from fingerprints import wanted_files
+    from wheels import fetch
 
     from sglang_commfix.engine.register import load_folder
 

@@ -24,6 +24,11 @@ OFF = frozenset({"", "0", "off", "false", "no"})
 _LAZY = {"Report": "command.report", "activate": "run.embed", "status": "command.report"}
 
 
+def is_off(name: str) -> bool:
+    """Tell whether a variable is not set, or switches off what it is for."""
+    return os.environ.get(name, "").strip().lower() in OFF
+
+
 class StartupFinder:
     """Wait on ``sys.meta_path`` for the first import of sglang, then hand over to the session.
 
@@ -43,7 +48,7 @@ class StartupFinder:
             return self.session.find_spec(name, path, *target)
         if self.closed or not (own or ("sglang" in sys.modules and not self.loading)):
             return None
-        if os.environ.get(SELECT, "").strip().lower() in OFF:
+        if is_off(SELECT):
             return None
         self.loading = True  # and with it what the session itself imports
         try:
@@ -56,7 +61,7 @@ class StartupFinder:
             except Exception:  # noqa: BLE001 - that file may be cut short as well
                 what = f"the installation is damaged ({type(error).__name__}: {error}): reinstall"
             sys.stderr.write(f"sglang-commfix: {what}. Nothing is applied\n")
-            if os.environ.get(f"{SELECT}_STRICT", "").strip().lower() not in OFF:
+            if not is_off(f"{SELECT}_STRICT"):
                 raise SystemExit(78) from error
             self.closed = True
             return None

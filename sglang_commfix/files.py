@@ -94,8 +94,6 @@ def find_sglang() -> Sglang | None:
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     if path := next((folder for folder in folders if (folder / "srt").is_dir()), None):
         return Sglang(path)
-    found = spec.origin or ", ".join(map(str, folders)) or "a built-in module"
-    wrong = "not sglang's runtime (it has no srt/ folder): move away what has taken sglang's name"
-    if any(parent.is_file() for folder in folders for parent in folder.parents):
-        wrong = "in an archive, where no file of it can be read: install it unpacked"
-    raise SglangNotFoundError(f"what Python imports as sglang is {found}, which is {wrong}")
+    from sglang_commfix import wrong
+
+    raise SglangNotFoundError(wrong.with_package(spec, folders))

@@ -6,28 +6,26 @@ import gc
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, FILE, Upstream, write_sglang
 from rig.environment import Environment, ensure
-from rig.observation import Observer
+from rig.observer import Observer
 from rig.releases import RELEASES
+from rig.stand_in import FAULTY, FILE, Upstream, write_sglang
 
 from sglang_commfix.engine.register import Register
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what goes beyond the default run, unless `-m` asks for it.
+# What a test needs because of the folder that it is in.
+MARKED = {"hook": "processes", "patches": "one_python"}
 
-    What proves an entry is about what releases hold, and shown on one Python.
-    """
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folders, and what goes beyond the default run as what it goes beyond."""
     for item in items:
-        if Path(__file__).parent / "patches" in item.path.parents:
-            item.add_marker(pytest.mark.one_python)
-    if "servers_full" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("servers_full")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in MARKED:
+            item.add_marker(MARKED[folder])
+        if item.get_closest_marker("servers_full"):
+            item.add_marker("servers")
 
 
 def pytest_sessionfinish() -> None:

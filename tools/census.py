@@ -34,7 +34,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from fingerprints import PATCHES, cache_folder
+from fingerprints import PATCHES
+from wheels import cache_folder
 
 from sglang_commfix.engine.guard import decide
 from sglang_commfix.engine.register import load_folder

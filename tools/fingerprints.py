@@ -4,20 +4,14 @@ Run by a maintainer when a patch is added or a release appears::
 
     python tools/fingerprints.py            # every release; says what new ones change
     python tools/fingerprints.py --check    # change nothing, fail if the data is not current
-
-Wheels come from the package index with ``pip download``. Only the files that the register targets
-are kept, in ``$XDG_CACHE_HOME/sglang-commfix/releases``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import tempfile
-import zipfile
 from functools import cache
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -25,10 +19,11 @@ from typing import TYPE_CHECKING
 
 from generated import bring_up_to_date
 from packaging.version import Version
+from wheels import fetch_all
 
 from sglang_commfix.engine.errors import AnchorError
 from sglang_commfix.engine.register import load_folder
-from sglang_commfix.engine.rewrite import locate, rewrite
+from sglang_commfix.engine.rewrite import placed, rewrite
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import KEY, Sglang
 
@@ -41,14 +36,6 @@ if TYPE_CHECKING:
 PATCHES = Path(__file__).resolve().parent.parent / "patches"
 FIRST = Version("0.5.1")
 VERSION_FILES = ("sglang/__init__.py", "sglang/version.py", "sglang/_version.py")
-# Some wheels are built for one Python; which one does not matter, the source is the same.
-PYTHONS = ("3.11", "3.12", "3.10", "3.13")
-
-
-def cache_folder() -> Path:
-    """Return the folder that holds the releases' files."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sglang-commfix" / "releases"
 
 
 def published() -> list[str]:
@@ -66,40 +53,6 @@ def wanted_files(patches: Sequence[Patch]) -> list[str]:
     paths = [module.replace(".", "/") for module in modules]
     files = [f"{path}{end}" for path in paths for end in (".py", "/__init__.py")]
     return sorted({*files, *VERSION_FILES})
-
-
-def fetch(release: str, files: Sequence[str]) -> Path:
-    """Return the folder with ``files`` of ``release``, downloading its wheel if need be.
-
-    A name with a slash at its end stands for all that is below that folder.
-    """
-    folder = cache_folder() / release
-    stamp = folder / ".complete.json"
-    there = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else []
-    if set(files) <= set(there):
-        return folder
-    folders = tuple(name for name in files if name.endswith("/"))
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        zipfile.ZipFile(_download(release, Path(scratch))) as wheel,
-    ):
-        for name in wheel.namelist():
-            if name in files or name.startswith(folders):
-                wheel.extract(name, folder)
-    (folder / "sglang" / "srt").mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps(sorted({*there, *files})), encoding="utf-8")
-    return folder
-
-
-def _download(release: str, folder: Path) -> Path:
-    base = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    for python in PYTHONS:
-        options = ["--only-binary=:all:", "--python-version", python]
-        command = [*base, *options, f"sglang=={release}"]
-        result = subprocess.run(command, check=False, capture_output=True, text=True)
-        if result.returncode == 0:
-            return next(folder.glob("*.whl"))
-    raise SystemExit(f"sglang {release} cannot be downloaded:\n{result.stderr}")
 
 
 def fingerprints_of(tree: Tree, patches: Sequence[Patch]) -> dict[str, str | None]:
@@ -122,7 +75,7 @@ def patched(tree: Tree, patch: Patch, module: str) -> Tree | None:
     if not edits or source is None or syntax is None:
         return None
     try:
-        changes = [locate(syntax, patch.id, edit) for edit in edits]
+        changes = [placed(syntax, patch.id, edit) for edit in edits]
     except AnchorError:
         return None
     edited = rewrite(source, syntax, changes, compiled=False).raw
@@ -183,9 +136,9 @@ def main() -> int:
     releases = json.loads(listed.read_text(encoding="utf-8")) if arguments.offline else published()
     files = wanted_files(register.patches)
     table = {}
-    for number, release in enumerate(releases, 1):
+    for number, (release, folder) in enumerate(fetch_all(releases, files).items(), 1):
         print(f"\r{number}/{len(releases)} {release:12}", end="", file=sys.stderr, flush=True)
-        tree = Tree(Sglang(fetch(release, files) / "sglang"))
+        tree = Tree(Sglang(folder / "sglang"))
         table[release] = fingerprints_of(tree, register.patches)
     print(file=sys.stderr)
     known = json.loads(listed.read_text(encoding="utf-8"))

@@ -13,8 +13,9 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from fingerprints import PATCHES, fetch, wanted_files
+from fingerprints import PATCHES, wanted_files
 from generated import bring_up_to_date
+from wheels import fetch_all
 
 from sglang_commfix.engine import shipped
 from sglang_commfix.engine.make_lock import make_lock
@@ -36,9 +37,10 @@ def main() -> int:
     arguments = parser.parse_args()
     register = load_folder(PATCHES)
     keys, locks = {}, {}
-    for release in register.patches[0].fingerprints.releases:
+    releases = register.patches[0].fingerprints.releases
+    for release, folder in fetch_all(releases, wanted_files(register.patches)).items():
         print(f"\r{release:12}", end="", file=sys.stderr, flush=True)
-        sglang = Sglang(fetch(release, wanted_files(register.patches)) / "sglang")
+        sglang = Sglang(folder / "sglang")
         keys[release] = short_digest(sglang.raw(KEY) or b"")
         locks[release] = make_lock(register, Tree(sglang))
     print(file=sys.stderr)

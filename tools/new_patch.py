@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
         print(f"written: {file.relative_to(root)}")
-    print("Then tools/fingerprints.py, tools/locks.py and tools/patch_table.py: CONTRIBUTING.md")
+    print("Fill them in, then run tools/generate.py; CONTRIBUTING.md has the rest")
     return 0
 
 

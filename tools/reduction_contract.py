@@ -26,9 +26,10 @@ from dataclasses import dataclass, field
 from itertools import groupby, product
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fingerprints import PATCHES, fetch, wanted_files
+from fingerprints import PATCHES, wanted_files
 from generated import bring_up_to_date
 from packaging.specifiers import SpecifierSet
+from wheels import fetch
 
 from sglang_commfix.engine.fingerprint import fingerprint, suites
 from sglang_commfix.engine.register import load_folder

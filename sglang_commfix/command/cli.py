@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sglang_commfix
-from sglang_commfix import SELECT
-from sglang_commfix.command import launcher, own_lock
+from sglang_commfix import SELECT, wrong
+from sglang_commfix.command import launcher, write_lock
 from sglang_commfix.command.diff import unified_diff
-from sglang_commfix.command.locate import current_plan, locate
 from sglang_commfix.command.report import reason_of, status
 from sglang_commfix.command.series import write_series
+from sglang_commfix.command.which import current_plan, which_sglang
 from sglang_commfix.engine.register import load
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.errors import CommfixError, SettingsError, SglangNotFoundError
@@ -257,7 +257,8 @@ def _named(word: str) -> tuple[Patch, ...]:
     register = load()
     patches = register.matching(word.lower())
     if not patches:
-        raise SettingsError(f"{word!r} is unknown. Known are: {register.words}")
+        known = wrong.words((patch.id, patch.pr) for patch in register.patches)
+        raise SettingsError(f"{word!r} is unknown. Known are: {known}")
     return patches
 
 
@@ -312,15 +313,15 @@ def _tell(plan: Plan) -> int:
 
 
 def _lock(arguments: argparse.Namespace) -> int:
-    sglang = locate(arguments.sglang_path)
-    file = arguments.output or own_lock.place_of(sglang)
+    sglang = which_sglang(arguments.sglang_path)
+    file = arguments.output or write_lock.place_of(sglang)
     settings = read_settings(select=arguments.select or os.environ.get(SELECT, "").strip() or "1")
     if arguments.check:
         return _check_lock(file, sglang)
     allow = [patch.id for word in arguments.allow for patch in _named(word)]
-    lock = own_lock.make(sglang, allow)
+    lock = write_lock.make(sglang, allow)
     plan = select(sglang, settings, lock, str(file))
-    own_lock.write(lock, file)
+    write_lock.write(lock, file)
     read_json(file, sglang)  # as a server will
     print(f"{file}: the lock of sglang {lock['sglang']} at {sglang.path}")
     for patch in plan.patches:
@@ -332,7 +333,7 @@ def _lock(arguments: argparse.Namespace) -> int:
 
 
 def _check_lock(file: Path, sglang: Sglang) -> int:
-    found = list(own_lock.differences(file, sglang))
+    found = list(write_lock.differences(file, sglang))
     for line in found:
         print(f"{file}: {line}", file=sys.stderr)
     if not found:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang_commfix import FINDER, SELECT
-from sglang_commfix.command.locate import current_plan, shadowed_by
+from sglang_commfix.command.which import current_plan, shadowed_by
 from sglang_commfix.damage import told
 from sglang_commfix.engine import shipped
 from sglang_commfix.engine.errors import SourceError

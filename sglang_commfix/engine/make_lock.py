@@ -9,7 +9,7 @@ from sglang_commfix import __version__
 from sglang_commfix.engine.errors import AnchorError, SourceError
 from sglang_commfix.engine.fingerprint import find_scope
 from sglang_commfix.engine.guard import decide
-from sglang_commfix.engine.rewrite import locate, rewrite, splices_of
+from sglang_commfix.engine.rewrite import placed, rewrite, splices_of
 from sglang_commfix.errors import CommfixError
 from sglang_commfix.files import KEY, short_digest, splice
 from sglang_commfix.lock import SCHEMA, Decision, Lock, Splice
@@ -108,7 +108,7 @@ def _splices(tree: Tree, finding: Finding) -> list[Splice]:
         if source is None or syntax is None:
             raise SourceError(f"there is no {module}. Reinstall sglang")
         edits = [edit for edit in finding.edits if edit.target.module == module]
-        changes = [locate(syntax, finding.patch.id, edit) for edit in edits]
+        changes = [placed(syntax, finding.patch.id, edit) for edit in edits]
         # For the source of a release, tests have shown that the result compiles.
         after = rewrite(source, syntax, changes, compiled=not finding.released)
         own = [
@@ -148,7 +148,7 @@ def _make_at_once(
     if source is None or syntax is None:
         raise SourceError(f"there is no {module}. Reinstall sglang")
     edits = [(f.patch.id, e) for f in findings for e in f.edits if e.target.module == module]
-    changes = [locate(syntax, name, edit) for name, edit in edits]
+    changes = [placed(syntax, name, edit) for name, edit in edits]
     splices = [one for d in decisions for one in d["splices"] if one["module"] == module]
     if rewrite(source, syntax, changes, compiled=False).raw != splice(source.raw, splices):
         raise AnchorError(f"{source.path}: the edits of several patches cannot be made at once")

@@ -278,7 +278,7 @@ class Difference:
     """A decision of the patched release that is not upstream's, on purpose.
 
     Attributes:
-        decision: which decision, by the name of its suite in ``tests/rig/decisions/worker.py``.
+        decision: which decision, by the name of its suite in ``tests/rig/decisions/product.py``.
         when: the cases, as a Python expression over the axes of that suite.
         why: the reason, for people.
         releases: the affected releases where it is so.
@@ -552,12 +552,6 @@ class Register:
             return "Not yet: no release has a fix."
         more = "".join(f"; {when}, {release or 'not yet'}" for release, when in others)
         return f"When sglang is {fixed_in} or newer{more}."
-
-    @property
-    def words(self) -> str:
-        """What :meth:`matching` knows, for error messages."""
-        numbers = dict.fromkeys(str(p.pr) for p in self.patches if p.pr is not None)
-        return ", ".join([*(p.id for p in self.patches), *numbers])
 
 
 def patches_folder() -> Path:

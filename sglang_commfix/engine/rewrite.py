@@ -120,9 +120,9 @@ def _forms(statements: Sequence[ast.stmt]) -> list[str]:
 
 @dataclass(frozen=True)
 class Change:
-    """An edit, the patch it belongs to, and its place in a parsed file."""
+    """An edit, the id of the patch that it belongs to, and its place in a parsed file."""
 
-    patch: str
+    owner: str
     edit: Edit
     anchor: Anchor | None
 
@@ -135,9 +135,9 @@ class OverlapError(AnchorError):
         super().__init__(f"{first} and {second} both change line {lineno}")
 
 
-def locate(tree: ast.Module, patch: str, edit: Edit) -> Change:
+def placed(tree: ast.Module, owner: str, edit: Edit) -> Change:
     """Pair ``edit`` with its place in ``tree``; see :func:`find_anchor` for the errors."""
-    return Change(patch, edit, None if edit.operation == "append" else find_anchor(tree, edit))
+    return Change(owner, edit, None if edit.operation == "append" else find_anchor(tree, edit))
 
 
 def splices_of(source: Source, changes: Sequence[Change]) -> list[TextSplice]:
@@ -283,7 +283,7 @@ def _splice(source: Source, change: Change) -> TextSplice:
         text = gap + _block(edit.text, "", newline)
         if not source.text.endswith(("\n", "\r")):
             text = text.removesuffix(newline)
-        return TextSplice(end, end, text, (end, end), change.patch, rank, "")
+        return TextSplice(end, end, text, (end, end), change.owner, rank, "")
     line_start, start = _statement_start(source, anchor.first)
     end = source.end(anchor.last)
     indent = source.text[line_start:start]
@@ -291,7 +291,7 @@ def _splice(source: Source, change: Change) -> TextSplice:
     if not (_is_plain(source, line_start, indent) and _ENDS.fullmatch(source.text, end, line_end)):
         return _unfolded(source, change, anchor)
     block = _block(edit.text, indent, newline)
-    belongs = ((start, end), change.patch, rank, edit.target.scope)
+    belongs = ((start, end), change.owner, rank, edit.target.scope)
     if edit.operation == "before":
         return TextSplice(line_start, line_start, block, *belongs)
     if edit.operation == "replace":
@@ -348,7 +348,7 @@ def _unfolded(source: Source, change: Change, anchor: Anchor) -> TextSplice:
         stop = semicolon.end()
     rank = _RANKS["replace"]
     return TextSplice(
-        start, stop, text, (start, stop), change.patch, rank, change.edit.target.scope
+        start, stop, text, (start, stop), change.owner, rank, change.edit.target.scope
     )
 
 

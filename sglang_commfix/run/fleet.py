@@ -79,13 +79,12 @@ def differs_from_ranks(plan: Plan, call: Mapping[str, object]) -> tuple[bool, st
         return None
     if any(map(call.get, _ELASTIC)) or group.get_backend().startswith(("fake", "mooncake")):
         return None
-    rank, own = group.get_rank(), texts(plan)
+    rank, own, matter = group.get_rank(), texts(plan), texts(plan, collective=True)
     store = group.PrefixStore("sglang-commfix", group.distributed_c10d._get_default_store())  # noqa: SLF001 - no public name
-    matter = texts(plan, collective=True)
     store.set(f"{rank}", json.dumps([socket.gethostname(), own, digest(matter)]))
-    same = store.add(f"runs {digest(own)}", 1)
-    if store.add("ranks", 1) == size:  # the last one, for which all others wait
-        store.set("verdict", "same" if same == size else "not the same")
+    store.add(same := f"runs {digest(own)}", 1)
+    if store.add("ranks", 1) == size:  # the last one, for which all others wait, has counted all
+        store.set("verdict", "same" if store.add(same, 0) == size else "not the same")
     try:
         store.wait(["verdict"], timedelta(seconds=WAIT))
         if store.get("verdict") == b"same":

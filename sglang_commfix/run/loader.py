@@ -17,6 +17,16 @@ MARK = "__commfix__"  # in a patched module: the ids of its patches
 COMPILED: dict[str, Lines] = {}  # of each module: what its edited scopes name
 
 
+class Cache(dict[str, Any]):
+    """What ``linecache`` has read. It keeps the edited text, which stands in no file."""
+
+    def clear(self) -> None:
+        """Forget what can be read again."""
+        kept = {key: entry for key, entry in self.items() if str(entry[-1]).endswith("[commfix]")}
+        super().clear()
+        self.update(kept)
+
+
 class PatchedLoader:
     """Runs the edited text of one module; for all else, it is the loader it stands in for."""
 
@@ -33,8 +43,10 @@ class PatchedLoader:
         code = self.get_code(module.__name__)
         # Classes are looked up by the module's file name. Without a time, no look at the disk.
         lines = StringIO(self.get_source(module.__name__)).readlines()
-        for name in (self._module.runs_as, str(self._module.path)):
-            linecache.cache[name] = (len(self._module.after), None, lines, name)
+        entry = (len(self._module.after), None, lines, self._module.runs_as)
+        if not isinstance(linecache.cache, Cache):
+            linecache.cache = Cache(linecache.cache)
+        linecache.cache |= dict.fromkeys((self._module.runs_as, str(self._module.path)), entry)
         module.__dict__[MARK] = self._module.patches
         exec(code, module.__dict__)  # noqa: S102 - this is what a loader does
         notify_module_loaded(module)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sglang_commfix import OFF, SELECT
+from sglang_commfix import OFF
 from sglang_commfix.errors import CommfixError, SettingsError, SglangNotFoundError
 from sglang_commfix.files import KEY, Sglang, splice
 from sglang_commfix.run.host import ON, Settings
@@ -142,10 +142,9 @@ def parse_selection(value: str, patches: Sequence[Decision]) -> tuple[set[str], 
         bare = word.removeprefix("-").removeprefix("#")
         named = {patch["id"] for patch in patches if bare in {patch["id"], str(patch["pr"])}}
         if not named and word not in groups:
-            names = [patch["id"] for patch in patches] + [str(p["pr"]) for p in patches if p["pr"]]
-            known = f"Known are: 0, off, 1, on, all, {', '.join(dict.fromkeys(names))}; a leading -"
-            wrong = "switches all off, and stands alone" if word in OFF else "is unknown"
-            raise SettingsError(f"{SELECT}={value!r}: {word!r} {wrong}. {known} takes one out")
+            from sglang_commfix import wrong
+
+            raise SettingsError(wrong.in_selection(value, word, patches))
         (excluded if word.startswith("-") else selected).update(groups.get(word, named))
     selected -= excluded
     while new := {r for p in patches if p["id"] in selected for r in p["requires"]} - selected:

@@ -19,7 +19,7 @@ from typing import Any
 
 from wrapt import register_post_import_hook
 
-from sglang_commfix import FINDER, OFF, SELECT
+from sglang_commfix import FINDER, SELECT, is_off
 from sglang_commfix.errors import AlreadyImportedError, CommfixError, MixedFleetError
 from sglang_commfix.files import Sglang, ask, find_sglang
 from sglang_commfix.run import fleet
@@ -106,10 +106,8 @@ class Session:
             for patch in refused:
                 log().error(f"{patch['id']} is refused: {patch['reason']}")
             log().info(summary(self.plan))
-            if refused and self._ends and not embeds:
-                self.fail(
-                    f"{STRICT}=1 and {len(refused)} of the selected patches cannot be applied"
-                )
+            if (count := len(refused)) and self._ends and not embeds:
+                self.fail(f"{STRICT}=1 and {count} of the selected patches cannot be applied")
             if other := fleet.differs_from_parent(self.plan):
                 self.fail(f"{other}. Processes of one server must run the same: restart it whole")
         for name in (self._unverified | self._cold) & sys.modules.keys():
@@ -138,8 +136,7 @@ class Session:
     def _before(self, call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            for name in self.modules.keys() & sys.modules.keys():
-                self.verify(name)
+            self.verify(*self.modules.keys() & sys.modules.keys())
             if not self._compared and call.__name__ == _COLD_NAMES[0]:
                 self._compared = True
                 self._compare(kwargs)
@@ -160,24 +157,25 @@ class Session:
             self.fail(found[1])
 
     @_harmless
-    def verify(self, name: str) -> None:
-        """Check that the names of edited scopes lead to the edited code; say so where not."""
-        self._unverified.discard(name)
-        planned, module = self.modules[name], sys.modules.get(name)
-        if module is None:  # its import is forbidden
-            return
-        marked = isinstance(module, ModuleType) and MARK in vars(module)
-        wanted = COMPILED.get(name, {})
-        why = stray(module, planned.runs_as, wanted)
-        if why is None and (marked or wanted):
-            log().debug(f"{name} runs with {', '.join(planned.patches)}")
-            return
-        loader = type(getattr(getattr(module, "__spec__", None), "loader", None)).__name__
-        if not marked:
-            why = f"it was loaded by {loader}, another import hook"
-        what = f"{name} runs UNPATCHED: {why}, without {', '.join(planned.patches)}"
-        remedy = "take that out, or patch the files by `sglang-commfix export`"
-        self.fail(f"{what}. Answers may be wrong: {remedy}")
+    def verify(self, *names: str) -> None:
+        """Check that what is edited in these modules leads to the edited code; say so where not."""
+        self._unverified.difference_update(names)
+        for name in names:
+            planned, module = self.modules[name], sys.modules.get(name)
+            if module is None:  # its import is forbidden
+                continue
+            marked = isinstance(module, ModuleType) and MARK in vars(module)
+            wanted = COMPILED.get(name, {})
+            why = stray(module, planned.runs_as, wanted)
+            if why is None and (marked or wanted):
+                log().debug(f"{name} runs with {', '.join(planned.patches)}")
+                continue
+            if not marked:
+                loader = type(getattr(getattr(module, "__spec__", None), "loader", None)).__name__
+                why = f"it was loaded by {loader}, another import hook"
+            what = f"{name} runs UNPATCHED: {why}, without {', '.join(planned.patches)}"
+            remedy = "take that out, or patch the files by `sglang-commfix export`"
+            self.fail(f"{what}. Answers may be wrong: {remedy}")
 
     def fail(self, message: str) -> None:
         """Say what went wrong, once; under strict, end the process."""
@@ -250,12 +248,10 @@ def install(session: Session) -> None:
 
 def verify() -> None:
     """Verify, when sglang's entry point for plug-ins is called, that the start-up hook did run."""
-    select, strict = (os.environ.get(name, "").strip().lower() for name in (SELECT, STRICT))
-    session = current or Session(None, ends=strict not in OFF)
-    if current is None and select not in OFF and not embeds:
-        session.fail(f"{SELECT}={select} is set, but NOTHING IS PATCHED: {NOT_HOOKED}")
-    for name in session.modules.keys() & sys.modules.keys():
-        session.verify(name)
+    session = current or Session(None, ends=not is_off(STRICT))
+    if current is None and not is_off(SELECT) and not embeds:
+        session.fail(f"{SELECT}={os.environ[SELECT]} is set, but NOTHING IS PATCHED: {NOT_HOOKED}")
+    session.verify(*session.modules.keys() & sys.modules.keys())
 
 
 def _renew_guard() -> None:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, FILE, FIXED, MODULE, Upstream, edit, in_doubt, patch, write_sglang
+from rig.stand_in import FAULTY, FILE, FIXED, MODULE, Upstream, edit, in_doubt, patch, write_sglang
 
 import sglang_commfix
-from sglang_commfix.command import cli, own_lock, report
+from sglang_commfix.command import cli, report, write_lock
 from sglang_commfix.engine import register, shipped
 
 
@@ -24,7 +24,7 @@ def own_register(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyP
         patch(links=["https://example.org/1"], fixes=[7, 8], difference=DIFFERENCES),
         fast,
     )
-    for module in (cli, own_lock, report, shipped):
+    for module in (cli, report, shipped, write_lock):
         monkeypatch.setattr(module, "load", lambda: loaded)
     for name in ("", "_STRICT", "_ALLOW_UNKNOWN", "_LOG"):
         monkeypatch.delenv(f"SGLANG_COMMFIX{name}", raising=False)
@@ -184,7 +184,7 @@ class TestBadInput:
     def test_no_sglang_is_exit_status_3(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("sglang_commfix.command.locate.find_sglang", lambda: None)
+        monkeypatch.setattr("sglang_commfix.command.which.find_sglang", lambda: None)
         ran = Ran(capsys, "status")
         assert (ran.status, ran.out) == (3, "")
         assert ran.err.startswith("sglang-commfix: no sglang is installed for ")

@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, FILE, MODULE, Upstream, edit, in_doubt, patch, write_sglang
+from rig.stand_in import FAULTY, FILE, MODULE, Upstream, edit, in_doubt, patch, write_sglang
 
-from sglang_commfix.command import cli, own_lock, report
+from sglang_commfix.command import cli, report, write_lock
 from sglang_commfix.engine import shipped
 from sglang_commfix.run.plan import OWN_NAME
 
@@ -22,7 +22,7 @@ def own_register(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyP
         patch("2-fast", kind="performance", edit=[edit(find="return size > 0", before="pass")]),
     ]
     loaded = upstream.register(tmp_path / "patches", *entries)
-    for module in (cli, own_lock, report, shipped):
+    for module in (cli, report, shipped, write_lock):
         monkeypatch.setattr(module, "load", lambda: loaded)
     monkeypatch.setattr("sglang_commfix.run.plan.SHIPPED", tmp_path / "nothing-shipped")
     monkeypatch.setattr(cli, "SHIPPED", tmp_path)
@@ -114,7 +114,7 @@ def test_check_names_entries_that_the_lock_does_not_know(
     newer = upstream.register(
         tmp_path / "newer", patch(), patch("3-newer", edit=[edit(find="return size > 0", before="pass")])
     )  # fmt: skip
-    for module in (cli, own_lock, report, shipped):
+    for module in (cli, report, shipped, write_lock):
         monkeypatch.setattr(module, "load", lambda: newer)
     capsys.readouterr()
     assert cli.main(["lock", "--check", "--sglang-path", str(faulty)]) == 1

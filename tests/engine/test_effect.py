@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, MODULE, Upstream, dedented, edit, patch
+from rig.stand_in import FAULTY, MODULE, Upstream, dedented, edit, patch
 
 from sglang_commfix.engine.guard import Finding, decide
 from sglang_commfix.engine.register import Register
@@ -349,7 +349,7 @@ def test_its_owner_may_let_it_through(register: Register) -> None:
 
 
 def test_a_fix_that_its_name_does_not_lead_to_is_none(register: Register) -> None:
-    from fake import FIXED
+    from rig.stand_in import FIXED
 
     fixed = dedented(FIXED)
     assert found(register, fixed)[METHOD].verdict == "not-needed"

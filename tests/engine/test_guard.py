@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from fake import (
+from rig.stand_in import (
     ELSEWHERE,
     FAULTY,
     FILE,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake import (
+from rig.stand_in import (
     FAULTY,
     FILE,
     MODULE,

@@ -9,7 +9,18 @@ import json
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, FILE, GONE, GUARD, MODULE, Upstream, dedented, edit, patch, write_sglang
+from rig.stand_in import (
+    FAULTY,
+    FILE,
+    GONE,
+    GUARD,
+    MODULE,
+    Upstream,
+    dedented,
+    edit,
+    patch,
+    write_sglang,
+)
 
 from sglang_commfix.engine import make_lock as make_lock_module
 from sglang_commfix.engine.errors import AnchorError, RegisterError
@@ -159,7 +170,7 @@ def test_edits_that_cannot_be_made_at_once_are_refused_and_the_others_are_not(
     def fail(
         source: Source, syntax: ast.Module, changes: list[Change], *, compiled: bool
     ) -> Source:
-        if len({change.patch for change in changes}) > 1:
+        if len({change.owner for change in changes}) > 1:
             raise AnchorError("not at once")
         return rewrite(source, syntax, changes, compiled=compiled)
 

@@ -3,7 +3,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, FILE, MODULE, Upstream, edit, patch, plan, reason, verdicts, write_sglang
+from rig.stand_in import (
+    FAULTY,
+    FILE,
+    MODULE,
+    Upstream,
+    edit,
+    patch,
+    plan,
+    reason,
+    verdicts,
+    write_sglang,
+)
 
 from sglang_commfix.engine.register import Register
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake import MODULE, Upstream, edit, patch
+from rig.stand_in import MODULE, Upstream, edit, patch
 
 from sglang_commfix.engine.errors import RegisterError
 from sglang_commfix.engine.register import load_folder

@@ -8,7 +8,7 @@ from packaging.specifiers import SpecifierSet
 from sglang_commfix.engine.errors import AnchorError, SourceError
 from sglang_commfix.engine.fingerprint import parse
 from sglang_commfix.engine.register import Edit, Target
-from sglang_commfix.engine.rewrite import OverlapError, locate, rewrite
+from sglang_commfix.engine.rewrite import OverlapError, placed, rewrite
 from sglang_commfix.engine.source import Source
 
 
@@ -20,7 +20,7 @@ def applied(text: str | bytes, *edits: Edit) -> bytes:
     raw = text if isinstance(text, bytes) else text.encode()
     source = Source.from_bytes(Path("m.py"), raw)
     tree = parse(source)
-    changes = [locate(tree, f"patch{number}", one) for number, one in enumerate(edits)]
+    changes = [placed(tree, f"patch{number}", one) for number, one in enumerate(edits)]
     return rewrite(source, tree, changes, compiled=True).raw
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake import Upstream, edit, patch
+from rig.stand_in import Upstream, edit, patch
 
 from sglang_commfix.engine.make_lock import entry_of
 from sglang_commfix.engine.register import Register

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from processes import Site, make_site
+from rig.site import Site, make_site
 
 
 @pytest.fixture

@@ -8,21 +8,14 @@ from pathlib import Path
 
 import packaging
 import pytest
-from fake import FILE, in_doubt
-from processes import Site
+from rig.site import PATCHED, SHOW, UNPATCHED, Site
+from rig.stand_in import FILE, in_doubt
 
 import sglang_commfix
 
 
-SHOW = """
-from sglang.srt.layers import communicator
-class Batch: size = 1
-class Self: scattered = True
-print(communicator.LayerCommunicator.should_fuse(Self, Batch))
-"""
 # Measuring coverage imports modules of its own at start.
 UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
-PATCHED, FAULTY = "False\n", "True\n"
 
 
 def test_with_the_variable_the_fault_is_gone_and_one_line_says_so(site: Site) -> None:
@@ -37,7 +30,7 @@ def test_with_the_variable_the_fault_is_gone_and_one_line_says_so(site: Site) ->
 @pytest.mark.parametrize("value", [None, "", "0", "off", " OFF "])
 def test_without_the_variable_nothing_happens(site: Site, value: str | None) -> None:
     result = site.run(SHOW, select=value)
-    assert (result.stdout, result.stderr) == (FAULTY, "")
+    assert (result.stdout, result.stderr) == (UNPATCHED, "")
 
 
 def test_without_the_variable_a_start_imports_nothing_beyond_the_package_itself(site: Site) -> None:
@@ -100,7 +93,7 @@ exec(open({str(site.root / "sitecustomize.py")!r}).read())
 
 def test_without_site_nothing_is_applied(site: Site) -> None:
     result = site.run(SHOW, "-S")
-    assert (result.stdout, result.stderr) == (FAULTY, "")
+    assert (result.stdout, result.stderr) == (UNPATCHED, "")
 
 
 def test_the_pth_line_may_run_twice(site: Site) -> None:
@@ -214,7 +207,7 @@ class TestActivate:
         head = "import os, sglang_commfix; plan = sglang_commfix.activate(strict=True)\n"
         tail = "print({p['decision'] for p in plan.patches}, os.environ['SGLANG_COMMFIX'])\n"
         result = site.run(head + tail + SHOW, select=value)
-        assert result.stdout == f"{{'disabled'}} {value}\n{FAULTY}"
+        assert result.stdout == f"{{'disabled'}} {value}\n{UNPATCHED}"
         given = "import sglang_commfix; sglang_commfix.activate('1')\n"
         assert site.run(given + SHOW, select=value).stdout == PATCHED
 
@@ -339,7 +332,7 @@ class TestStrict:
         self, site: Site, select: str, environ: dict[str, str]
     ) -> None:
         result = site.run(SHOW, select=select, **environ)
-        assert result.stdout == FAULTY
+        assert result.stdout == UNPATCHED
         assert len(result.stderr.splitlines()) == 1
         assert "Nothing is applied" in result.stderr
         result = site.run(SHOW, select=select, check=False, SGLANG_COMMFIX_STRICT="1", **environ)
@@ -355,14 +348,14 @@ class TestFailuresOfOurOwn:
     def test_a_damaged_register_leaves_sglang_as_installed(self, site: Site) -> None:
         (site.register / "1-guard" / "patch.toml").write_text("id = ")
         result = site.run(SHOW)
-        assert result.stdout == FAULTY
+        assert result.stdout == UNPATCHED
         assert len(result.stderr.splitlines()) == 1
         assert "patch.toml" in result.stderr
 
     def test_a_missing_dependency_leaves_sglang_as_installed(self, site: Site) -> None:
         (site.root / "wrapt.py").write_text("")
         result = site.run(SHOW)
-        assert result.stdout == FAULTY
+        assert result.stdout == UNPATCHED
         assert len(result.stderr.splitlines()) == 1
         assert "wrapt.py has taken the name of wrapt, which sglang-commfix needs" in result.stderr
         result = site.run(SHOW, check=False, SGLANG_COMMFIX_STRICT="1")
@@ -375,7 +368,7 @@ class TestFailuresOfOurOwn:
         session.make_plan = fail
         """
         result = site.run(textwrap.dedent(code) + SHOW)
-        assert result.stdout == FAULTY
+        assert result.stdout == UNPATCHED
         assert len(result.stderr.splitlines()) == 1
         assert "its own ZeroDivisionError: unforeseen" in result.stderr
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-from fake import FILE, in_doubt
-from processes import TAKES_OVER, Site
+from rig.site import TAKES_OVER, Site
+from rig.stand_in import FILE, in_doubt
 
 
 # Where a host may call: on its main thread, on another, and on an event loop beside the main thread,

@@ -1,18 +1,30 @@
 """A child process runs what its parent runs, of the same sglang, or says that it does not.
 
-What ranks say to each other is in tests/servers/test_fleet.py, on real process groups.
+What ranks say to each other is in tests/servers/test_fleet.py, on real process groups. Here are the
+orders in which they may say it.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
-from fake import FILE, FIXED, dedented, patch
-from processes import Site, make_site
-from test_activation import PATCHED, SHOW
+from hypothesis import given
+from hypothesis import strategies as st
+from rig.site import PATCHED, SHOW, Site, make_site
+from rig.stand_in import FILE, FIXED, dedented, patch
+
+from sglang_commfix.run import fleet
 
 
 def parent(child: str, between: str = "") -> str:
@@ -103,3 +115,96 @@ if __name__ == "__main__":
     result = site.run(code, SGLANG_COMMFIX_STRICT="1")
     assert result.stdout == PATCHED * 3
     assert " ERROR " not in result.stderr
+
+
+class Store:
+    """A store of a process group that lets ranks have their turns in a given order, while it lasts."""
+
+    def __init__(self, turns: Sequence[int], rank: threading.local) -> None:
+        self.turns, self.rank = list(turns), rank
+        self.values: dict[str, Any] = {}
+        self.changed = threading.Condition()
+
+    def _is_next(self) -> bool:
+        return not self.turns or self.turns[0] == self.rank.number
+
+    def _turn(self, name: str, value: Any) -> Any:
+        with self.changed:
+            # A rank whose turns are over, and one that waits, holds nobody up.
+            if not self.changed.wait_for(self._is_next, timeout=0.05):
+                self.turns.clear()
+            self.values[name] = value(self.values.get(name, 0))
+            del self.turns[:1]
+            self.changed.notify_all()
+            return self.values[name]
+
+    def set(self, name: str, value: str) -> None:
+        self._turn(name, lambda _: value.encode())
+
+    def add(self, name: str, more: int) -> int:
+        return self._turn(name, lambda before: before + more)
+
+    def get(self, name: str) -> bytes:
+        return self.values[name]
+
+    def check(self, names: list[str]) -> bool:
+        return all(name in self.values for name in names)
+
+    def wait(self, names: list[str], limit: timedelta) -> None:
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.check(names), limit.total_seconds()):
+                raise TimeoutError
+
+
+def compared(texts: Sequence[str], turns: Sequence[int]) -> list[Any]:
+    """What each rank finds, if it runs this text, and they have their turns in this order."""
+    rank = threading.local()
+    store = Store(turns, rank)
+    group = SimpleNamespace(
+        is_initialized=lambda: True,
+        get_world_size=lambda: len(texts),
+        get_rank=lambda: rank.number,
+        get_backend=lambda: "gloo",
+        PrefixStore=lambda _, inner: inner,
+        distributed_c10d=SimpleNamespace(_get_default_store=lambda: store),
+    )
+
+    def find(number: int) -> Any:
+        rank.number = number
+        splice = dict.fromkeys(("module", "scope", "operation", "replaces"), "") | {
+            "text": texts[number]
+        }
+        patch = {"id": "1-guard", "collective": True, "splices": [splice]}
+        plan: Any = SimpleNamespace(having=lambda _: [patch])
+        return fleet.differs_from_ranks(plan, {})
+
+    with (
+        mock.patch.dict(sys.modules, {"torch.distributed": group}),
+        mock.patch.object(fleet, "LINGER", 0),
+        ThreadPoolExecutor(len(texts)) as pool,
+    ):
+        return list(pool.map(find, range(len(texts))))
+
+
+RANKS = st.integers(2, 4)
+ORDERS = RANKS.flatmap(
+    lambda size: st.tuples(st.just(size), st.lists(st.integers(0, size - 1), max_size=4 * size))
+)
+
+
+@given(ORDERS)
+def test_ranks_that_run_the_same_agree_in_whatever_order_they_say_it(
+    order: tuple[int, list[int]],
+) -> None:
+    size, turns = order
+    assert compared(["same"] * size, turns) == [None] * size
+
+
+@given(ORDERS)
+def test_a_rank_that_runs_something_else_is_found_in_whatever_order(
+    order: tuple[int, list[int]],
+) -> None:
+    size, turns = order
+    for proven, what in compared(["other"] + ["same"] * (size - 1), turns):
+        assert proven
+        assert "another text of 1-guard" in what

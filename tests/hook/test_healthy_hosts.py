@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from fake import FIXED, MODULE, Upstream, dedented, patch
-from fingerprints import fetch
-from processes import Site, make_site
+from rig.site import Site, make_site
+from rig.stand_in import FIXED, MODULE, Upstream, dedented, patch
+from wheels import fetch
 
 
 SGLANG = {

@@ -11,8 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, in_doubt
-from processes import Site, make_site
+from rig.site import Site, make_site
+from rig.stand_in import FAULTY, in_doubt
 
 import sglang_commfix
 from sglang_commfix.files import KEY

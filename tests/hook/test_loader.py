@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, FILE, GUARD, edit, patch
-from processes import TAKES_OVER, Site, make_site
+from rig.site import TAKES_OVER, Site, make_site
+from rig.stand_in import FAULTY, FILE, GUARD, edit, patch
 
 
 HEAD = "from sglang.srt.layers import communicator as c\n"
@@ -39,15 +39,27 @@ print({GUARDED!r} in inspect.getsource(f), inspect.getsource(g).split())
     assert site.run(code).stdout == "True ['def', 'other(self):', 'return', '1']\n"
 
 
-def test_inspect_shows_the_patched_class_and_module(site: Site) -> None:
+@pytest.mark.parametrize("clear", ["checkcache", "clearcache"])
+def test_inspect_shows_the_patched_class_and_module(site: Site, clear: str) -> None:
     code = f"""\
 {HEAD}
 import inspect, linecache
-linecache.checkcache()
+linecache.{clear}()
 source = inspect.getsource(c.LayerCommunicator)
 print({GUARDED!r} in source, source.rstrip().endswith("return 1"), {GUARDED!r} in inspect.getsource(c))
 """
     assert site.run(code).stdout == "True True True\n"
+
+
+def test_what_else_linecache_has_read_it_forgets(site: Site) -> None:
+    code = f"""\
+{HEAD}
+import linecache
+linecache.getline(linecache.__file__, 1)
+linecache.clearcache()
+print(len(linecache.cache), linecache.__file__ in linecache.cache)
+"""
+    assert site.run(code).stdout == "2 False\n"
 
 
 def test_the_loader_gives_the_patched_source_and_code(site: Site) -> None:

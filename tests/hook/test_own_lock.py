@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake import FILE, MODULE, Upstream, edit, in_doubt, patch
-from processes import Site
+from rig.site import Site
+from rig.stand_in import FILE, MODULE, Upstream, edit, in_doubt, patch
 
 from sglang_commfix.run.plan import OWN_NAME
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import packaging
 import pytest
-from fake import FILE
-from processes import Site
+from rig.site import Site
+from rig.stand_in import FILE
 
 import sglang_commfix
 from sglang_commfix.command import launcher

@@ -6,9 +6,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from fake import FAULTY, FILE, Upstream, dedented, patch
-from processes import Site, make_site
-from test_activation import PATCHED, SHOW
+from rig.site import PATCHED, SHOW, Site, make_site
+from rig.stand_in import FAULTY, FILE, Upstream, dedented, patch
 
 
 COMMUNICATOR = "sglang.srt.layers.communicator"

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from fingerprints import cache_folder
-from processes import Site
+from rig.site import Site
+from wheels import cache_folder
 
 
 FILES = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from fuzz import KEPT, LOST, Ground, bound
+from rig.sources.fuzz import KEPT, LOST, Ground, bound
 
 from sglang_commfix.engine.register import Patch, Target, load
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fingerprints import changes, wanted_files
-from published import released
+from rig.sources.published import released
 
 from sglang_commfix.engine.register import Target, load
 

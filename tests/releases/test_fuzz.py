@@ -6,10 +6,9 @@ import random
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-import fuzz
-import mutations
 import pytest
-from fuzz import KEPT, LOST, Case, Ground, Mutation
+from rig.sources import fuzz, mutations
+from rig.sources.fuzz import KEPT, LOST, Case, Ground, Mutation
 
 from sglang_commfix.engine.effect import Names
 from sglang_commfix.engine.register import Target, load

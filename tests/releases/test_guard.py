@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from fingerprints import Edited
-from published import RELEASES, plan_for, tree
+from rig.sources.published import RELEASES, plan_for, tree
 
 from sglang_commfix.engine.guard import as_released, by_statements, decide
 from sglang_commfix.engine.register import Fingerprints, Patch, Variant, load

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from published import built_locks, released
+import rig as rig_package
+from rig.sources.published import built_locks, released
 
 import sglang_commfix
 
@@ -78,6 +79,14 @@ def test_the_modules_that_all_rooms_share_import_none_of_them_but_at_the_gate() 
         if room(name) and file.name != "__main__.py"
     ]
     assert there == [("__init__.py", "sglang_commfix.run.session", "find_spec")]
+
+
+def test_no_two_modules_have_the_same_name() -> None:
+    rig = Path(rig_package.__file__).parent
+    here = [file.stem for folder in (PACKAGE, rig) for file in folder.rglob("*.py")]
+    # What Python looks for by this name; and each room's errors.
+    shared = {"__init__", "sitecustomize", "errors"}
+    assert {name for name in here if here.count(name) > 1} <= shared
 
 
 SERVER = """

@@ -9,14 +9,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from published import RELEASES, built_locks, findings, lock_of, released, tree
+from rig.sources.published import RELEASES, built_locks, findings, lock_of, released, tree
 
-from sglang_commfix.command import own_lock
+from sglang_commfix.command import write_lock
 from sglang_commfix.command.report import status
 from sglang_commfix.engine import guard, shipped
 from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import Patch, load
-from sglang_commfix.engine.rewrite import locate, rewrite
+from sglang_commfix.engine.rewrite import placed, rewrite
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import KEY, Sglang
 from sglang_commfix.run import plan
@@ -50,7 +50,7 @@ def by_engine(release: str, module: str, patches: tuple[str, ...]) -> bytes:
     assert source is not None
     assert syntax is not None
     edits = [(name, edit) for name in patches for edit in findings(release)[name].edits]
-    changes = [locate(syntax, name, e) for name, e in edits if e.target.module == module]
+    changes = [placed(syntax, name, e) for name, e in edits if e.target.module == module]
     return rewrite(source, syntax, changes, compiled=False).raw
 
 
@@ -137,13 +137,13 @@ def test_an_own_lock_of_a_release_plans_what_the_shipped_one_does(
     release: str, tmp_path: Path
 ) -> None:
     sglang, file = Sglang(released(release) / "sglang"), tmp_path / "lock.json"
-    own_lock.write(own_lock.make(sglang, ()), file)
+    write_lock.write(write_lock.make(sglang, ()), file)
     shipped_plan = plan.make_plan(sglang, Settings("all"))
     own_plan = plan.make_plan(sglang, Settings("all", lock=str(file)))
     assert own_plan.origin == str(file)
     assert own_plan.patches == shipped_plan.patches
     assert own_plan.modules == shipped_plan.modules
-    assert not list(own_lock.differences(file, sglang))
+    assert not list(write_lock.differences(file, sglang))
 
 
 class TestTreesThatNoReleaseHas:

@@ -15,7 +15,7 @@ import patch_table
 import pytest
 from fingerprints import fingerprints_of
 from packaging.version import Version
-from published import RELEASES, after, before, findings, plan_for, released, tree
+from rig.sources.published import RELEASES, after, before, findings, plan_for, released, tree
 
 from sglang_commfix.command.cli import main
 from sglang_commfix.command.report import reason_of

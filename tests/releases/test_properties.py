@@ -10,11 +10,11 @@ from types import CodeType
 
 import pytest
 from fingerprints import Edited
-from fuzz import chunk
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from mutations import FORMATTERS, MUTATORS, mutated
-from published import RELEASES, after, lock_of, tree
+from rig.sources.fuzz import chunk
+from rig.sources.mutations import FORMATTERS, MUTATORS, mutated
+from rig.sources.published import RELEASES, after, lock_of, tree
 
 from sglang_commfix.engine.fingerprint import find_scope, normal_form, parse
 from sglang_commfix.engine.guard import decide

@@ -19,16 +19,16 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
-from mutations import MUTATORS
-from published import tree
-from shrunk import Names, Stub, executed, instance, shrunk, source_of, with_text
+from rig.sources.mutations import MUTATORS
+from rig.sources.published import tree
+from rig.sources.shrunk import Names, Stub, executed, instance, shrunk, source_of, with_text
 
 from sglang_commfix.engine.errors import SourceError
 from sglang_commfix.engine.fingerprint import Definition, find_scope, normal_form, suites
 from sglang_commfix.engine.flow import collect
 from sglang_commfix.engine.guard import decide
 from sglang_commfix.engine.register import Edit, Patch, load
-from sglang_commfix.engine.rewrite import locate, rewrite
+from sglang_commfix.engine.rewrite import placed, rewrite
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.errors import CommfixError
 
@@ -169,7 +169,7 @@ def patched(made: Tree, case: Case, edits: Iterable[Edit]) -> str:
     syntax = made.tree(case.module)
     assert syntax is not None
     own = [edit for edit in edits if edit.target.module == case.module]
-    changes = [locate(syntax, case.entry, edit) for edit in own]
+    changes = [placed(syntax, case.entry, edit) for edit in own]
     return rewrite(source_of(made, case.module), syntax, changes, compiled=True).text
 
 

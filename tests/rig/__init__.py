@@ -6,3 +6,10 @@ run there.
 """
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+# The tools are scripts that find each other by their folder.
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from rig.checkpoints import ensure_model
 from rig.environment import Environment, RigError, ensure
 from rig.ledger import read_ledger
-from rig.models import ensure_model
 from rig.server import Completion, Server
 from rig.workload import PROMPTS, Difference, compare
 

@@ -2,7 +2,6 @@
 
     ROOT/lock                          one builder at a time
     ROOT/cp311/venv/                   torch, sglang's dependencies, sglang itself, sglang-commfix
-    ROOT/cp311/releases/VERSION/       every other sglang release, shadowing the installed one
     ROOT/cp311/transformers/VERSION/   for releases that need another transformers
     ROOT/flashinfer/VERSION/           see flashinfer.py
     ROOT/models/                       see models.py
@@ -11,6 +10,8 @@
 ROOT is `$SGLANG_COMMFIX_RIG`, else `sglang-commfix/rig` in the user's cache folder. Every part
 carries a stamp with the hash of what it was made from, written last: an interrupted or outdated
 part is thrown away and made again.
+
+Every other sglang release is in the cache that the tools have, and shadows the installed one.
 
 Only the standard library is imported: this runs on a bare Python.
 """
@@ -27,10 +28,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import wheels
 
 from rig.releases import DECISIONS, INSTALLED, Release
 
@@ -141,7 +143,7 @@ class Environment:
         return self.site_packages if version == INSTALLED else self.release_folder(version)
 
     def release_folder(self, version: str) -> Path:
-        return self.base / "releases" / version
+        return wheels.cache_folder() / version
 
     def transformers_folder(self, version: str) -> Path:
         return self.base / "transformers" / version
@@ -180,10 +182,9 @@ def ensure(
 
 def ensure_part_of_wheel(environment: Environment, wanted: str, part: str, folder: Path) -> None:
     """Have the Python files below `part` of the wheel of a requirement in `folder`."""
-    interpreter, _ = _interpreter()
-    with _lock(environment.root / "lock", _print) as lock:
+    with _lock(environment.root / "lock", _print), tempfile.TemporaryDirectory() as scratch:
         if not folder.is_dir():
-            _Builder(environment, interpreter, _print, lock).part_of_wheel(wanted, part, folder)
+            wheels.unpack(wheels.download(wanted, Path(scratch)), folder, [f"{part}/"])
 
 
 class _Builder:
@@ -224,9 +225,9 @@ class _Builder:
                 key=_digest(requirements.read_text()),
             )  # fmt: skip
         if release.version != INSTALLED:
-            wanted = f"sglang=={release.version}"
-            folder = self.environment.release_folder(release.version)
-            self._folder(folder, wanted, wanted, key=_digest(wanted))
+            parts = ("sglang/", f"sglang-{release.version}.dist-info/")
+            python = "{}.{}".format(*self.environment.version)
+            wheels.fetch(release.version, parts, python=python)
 
     def project(self, repository: Path) -> None:
         """Install the project itself, for real: start-up hooks in a wheel must be seen to work."""
@@ -245,23 +246,6 @@ class _Builder:
                 "--no-deps", "--force-reinstall", "--no-cache-dir", str(copy), name="sglang-commfix"
             )
         stamp.write_text(key)
-
-    def part_of_wheel(self, wanted: str, part: str, folder: Path) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            self._run(
-                f"download {wanted}",
-                str(self.environment.python), "-m", "pip", "download",
-                "--disable-pip-version-check", "--no-input", "--no-deps",
-                "--only-binary=:all:", "--dest", scratch, wanted,
-            )  # fmt: skip
-            (wheel,) = Path(scratch).glob("*.whl")
-            unpacked = Path(scratch) / "unpacked"
-            with zipfile.ZipFile(wheel) as archive:
-                for name in archive.namelist():
-                    if name.startswith(f"{part}/") and name.endswith(".py"):
-                        archive.extract(name, unpacked)
-            unpacked.rename(folder)
 
     def _folder(self, folder: Path, name: str, *what: str, key: str) -> None:
         if _is_current(folder, key):

@@ -10,7 +10,7 @@ import enum
 import math
 from dataclasses import dataclass, replace
 
-from rig.observation import ATTENTION_DP_2_EP_2
+from rig.observer import ATTENTION_DP_2_EP_2
 
 
 RELEASES = ("0.5.9", "0.5.10.post1", "0.5.11", "0.5.12.post1")

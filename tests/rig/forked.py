@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rig.answering import end_with_parent
+
 
 START = 120.0  # seconds for what comes before the first step
 SIZE = 4  # bytes of a rank's counter
@@ -74,6 +76,7 @@ def _fork(rank: int, folder: Path, body: Body, steps: Steps) -> int:
     child = os.fork()
     if child != 0:
         return child
+    end_with_parent()
     with (folder / f"{rank}.stack").open("w") as stack:
         faulthandler.register(signal.SIGUSR1, stack, all_threads=False)
         try:

@@ -30,7 +30,7 @@ from rig.expected import (
 )
 from rig.failure import has_served, reason
 from rig.ledger import read_ledger
-from rig.observation import Failure, Setup
+from rig.observer import Failure, Setup
 from rig.workload import compare
 
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rig.ledger import LedgerLine
-    from rig.observation import Observer, Waiting
+    from rig.observer import Observer, Waiting
 
 
 _APPLYING = re.compile(r"; applying ([^;]+)")
@@ -95,7 +95,7 @@ class Cell:
 
     @property
     def setup(self) -> Setup:
-        probes = {"steps": self.has_steps, "flashinfer": self.layout.fused}
+        probes = {"steps": self.has_steps, "played_kernel": self.layout.fused}
         return Setup(
             self.release,
             (*self.layout.flags, *FLAGS[self.model]),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rig import guard
+from rig import reaper
 from rig.environment import LOOPBACK, Environment, RigError
 from rig.failure import has_crashed
 from rig.releases import DECISIONS
@@ -181,10 +181,10 @@ class Server:
 
     def processes(self) -> dict[int, str]:
         """What runs now, by process id: each process as it calls itself."""
-        session = None if self._folder is None else guard.session_of(self._folder)
+        session = None if self._folder is None else reaper.session_of(self._folder)
         if session is None:
             raise ServerError("the server is not running")
-        return {pid: title for pid in guard.members(session) if (title := guard.title(pid))}
+        return {pid: title for pid in reaper.members(session) if (title := reaper.title(pid))}
 
     def reports(self, probe: str) -> dict[int, Any]:
         """What a probe has reported, by rank: the tensor-parallel one, if it does not say otherwise."""
@@ -206,7 +206,7 @@ class Server:
             "--max-running-requests", str(self._max_running_requests),
             *self._common_flags(), *self.flags,
         ]  # fmt: skip
-        self._guard = guard.start(command, folder, self._process_environment(folder))
+        self._guard = reaper.start(command, folder, self._process_environment(folder))
 
     def _common_flags(self) -> tuple[str, ...]:
         # The one is refused beside the other.
@@ -232,7 +232,7 @@ class Server:
     def _wait_until_healthy(self, folder: Path) -> None:
         deadline = time.monotonic() + self._start_timeout
         while not self._is_healthy():
-            status = guard.status_of(folder)
+            status = reaper.status_of(folder)
             if status is not None:
                 raise self._error(f"ended with status {status}")
             if has_crashed(self.log):
@@ -279,7 +279,7 @@ class Server:
     def _stop(self) -> None:
         _ = self.log
         if self._guard is not None:
-            guard.stop(self._guard)
+            reaper.stop(self._guard)
             self._guard = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)

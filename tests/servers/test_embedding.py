@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import guard
+from rig import reaper
 from rig import server as rig_server
+from rig.checkpoints import ensure_model
 from rig.environment import Environment
 from rig.ledger import LedgerLine, read_ledger
-from rig.models import ensure_model
-from rig.observation import ATTENTION_DP_2_EP_2, ONE_RANK, Observation, Observer, Setup
+from rig.observer import ATTENTION_DP_2_EP_2, ONE_RANK, Observation, Observer, Setup
 from rig.server import Completion, Server
 from rig.workload import PROMPTS, compare
 
@@ -174,14 +174,14 @@ def run(
     variables = server._process_environment(scratch)
     assert not [name for name in variables if name.startswith("SGLANG_COMMFIX")]
     command = [str(environment.python), str(program), json.dumps(job)]
-    guarded = guard.start(command, scratch, variables)
+    guarded = reaper.start(command, scratch, variables)
     try:
         deadline = time.monotonic() + PATIENCE
-        while (status := guard.status_of(scratch)) is None and time.monotonic() < deadline:
+        while (status := reaper.status_of(scratch)) is None and time.monotonic() < deadline:
             time.sleep(0.1)
         log = (scratch / "log").read_text(errors="replace")
     finally:
-        guard.stop(guarded)
+        reaper.stop(guarded)
     assert told.exists(), f"status {status}, and nothing told:\n{log[-4000:]}"
     return Ended(status, log, json.loads(told.read_text()))
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from rig.asking import Respondent
+from rig.checkpoints import ensure_model
 from rig.environment import Environment
-from rig.models import ensure_model
 from rig.server import Server, ServerError, _free_port
 
 
 pytestmark = pytest.mark.servers
 
 RELEASE, OTHER = "0.5.11", "0.5.10.post1"
-PROGRAM = Path(__file__).with_name("fleet_ranks.py")
 ON = {"SGLANG_COMMFIX": "1"}
 STRICT = ON | {"SGLANG_COMMFIX_STRICT": "1"}
 SHORT = 4  # seconds, in place of 30, that a rank waits for what others say
@@ -40,36 +40,23 @@ class Rank(NamedTuple):
         return self.status == 0 and "\nup " in f"\n{self.log}"
 
 
-class Fleet:
+class Fleet(Respondent):
     """A way to start ranks, each with its own variables."""
 
     def __init__(self, environment: Environment, folder: Path) -> None:
+        super().__init__(RELEASE, "rig.fleet_ranks", environment=environment)
         self.environment = environment
         self.variables = environment.variables(RELEASE, folder)
-        names = [name for name in self.variables if name.startswith("SGLANG_COMMFIX")]
-        self.process = subprocess.Popen(
-            [str(environment.python), str(PROGRAM)],
-            env={key: value for key, value in self.variables.items() if key not in names},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
 
     def run(self, *ranks: dict[str, Any], patience: float = 90) -> list[Rank]:
-        scenario = {"ranks": ranks, "port": _free_port(), "patience": patience}
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(scenario) + "\n")
-        self.process.stdin.flush()
-        return [Rank(**one) for one in json.loads(self.process.stdout.readline())]
+        found = self({"ranks": ranks, "port": _free_port(), "patience": patience})
+        return [Rank(**one) for one in found]
 
 
 @pytest.fixture(scope="module")
 def fleet(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    started = Fleet(environment, tmp_path_factory.mktemp("fleet"))
-    yield started
-    started.process.kill()
-    started.process.wait()
+    with Fleet(environment, tmp_path_factory.mktemp("fleet")) as fleet:
+        yield fleet
 
 
 def on(environ: dict[str, str] = ON, **more: Any) -> dict[str, Any]:

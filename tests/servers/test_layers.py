@@ -17,7 +17,6 @@ from packaging.version import Version
 from rig.entries import declared
 from rig.environment import Environment, RigError
 from rig.layers.case import Case, Layout
-from rig.layers.observation import LayerObserver
 from rig.layers.process import LayerProcess
 from rig.layers.proof import (
     DENSE_WHOLE,
@@ -31,6 +30,7 @@ from rig.layers.proof import (
     gpt_oss,
     qwen3_moe,
 )
+from rig.layers.side_by_side import LayerObserver
 from rig.releases import LAYERS, RELEASES
 
 from sglang_commfix.engine.register import load

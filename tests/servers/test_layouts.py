@@ -9,13 +9,13 @@ from rig import matrix
 from rig.expected import ALL, QWEN3, TP4_CP2, TP4_CP3, UNPATCHED, Outcome
 from rig.failure import has_served, reason
 from rig.matrix import CELLS, Cell
-from rig.observation import Failure
+from rig.observer import Failure
 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rig.observation import Observer
+    from rig.observer import Observer
     from rig.progress import Progress
     from rig.results import Results
 

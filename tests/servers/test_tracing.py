@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake import MODULE, Upstream, patch
-from processes import Site, make_site
 from rig.environment import Environment
+from rig.site import Site, make_site
+from rig.stand_in import MODULE, Upstream, patch
 
 
 pytestmark = pytest.mark.servers

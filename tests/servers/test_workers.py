@@ -6,9 +6,9 @@ import re
 import time
 
 import pytest
+from rig.checkpoints import ensure_model
 from rig.environment import Environment
 from rig.ledger import read_ledger
-from rig.models import ensure_model
 from rig.server import Server
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import census
 import pytest
-from fake import FAULTY, FILE, FIXED, Upstream, dedented, edit, patch, write_sglang
+from rig.stand_in import FAULTY, FILE, FIXED, Upstream, dedented, edit, patch, write_sglang
 
 
 class Repository:

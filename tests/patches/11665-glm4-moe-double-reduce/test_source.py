@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 import pytest
-from published import RELEASES, after, plan_for, tree
+from rig.sources.published import RELEASES, after, plan_for, tree
 
 from sglang_commfix.engine.fingerprint import find_scope, fingerprint, parse
 from sglang_commfix.engine.register import Target, load

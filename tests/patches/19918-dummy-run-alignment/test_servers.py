@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rig.observation import TP_2_DENSE_TP_1, Observation, Observer, Setup
+from rig.observer import TP_2_DENSE_TP_1, Observation, Observer, Setup
 
 
 ATTENTION_TP_SIZE = 2
@@ -30,7 +30,7 @@ def scattered_mlp(
             release,
             TP_2_DENSE_TP_1,
             patches="1" if patched else None,
-            probes=("fusion", "dummy_run"),
+            probes=("fusion_decisions", "dummy_run"),
             max_running_requests=pool,
         )
     )

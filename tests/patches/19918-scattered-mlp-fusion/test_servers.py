@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rig.observation import TP_2_DENSE_TP_1, Observation, Observer, Setup
+from rig.observer import TP_2_DENSE_TP_1, Observation, Observer, Setup
 
 
 pytestmark = pytest.mark.servers
@@ -23,7 +23,7 @@ def scattered_mlp(observe: Observer, release: str, *, patched: bool) -> Observat
             release,
             TP_2_DENSE_TP_1,
             patches="1" if patched else None,
-            probes=("fusion", "dummy_run"),
+            probes=("fusion_decisions", "dummy_run"),
             max_running_requests=5,
         )
     )
@@ -31,7 +31,7 @@ def scattered_mlp(observe: Observer, release: str, *, patched: bool) -> Observat
 
 def fusion_decisions(observation: Observation) -> dict[str, bool]:
     """By scatter mode of the MLP, for the layers that another layer follows; all ranks agree."""
-    first, second = observation.reports["fusion"].values()
+    first, second = observation.reports["fusion_decisions"].values()
     assert first == second
     layers: list[dict[str, Any]] = first
     assert [layer["is_last"] for layer in layers] == [False, False, True]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
+from rig.asking import ask
 from rig.environment import Environment
-from rig.flashinfer import PINNED, WITH_GROUP, ensure_source
+from rig.fused.flashinfer_source import PINNED, WITH_GROUP, ensure_source
 
 
 pytestmark = [pytest.mark.servers, pytest.mark.servers_full]
@@ -63,26 +62,20 @@ def flashinfer(environment: Environment) -> dict[str, str]:
 class Ranks:
     """Runs scenarios with one release, all of a batch in one start of Python."""
 
-    def __init__(self, environment: Environment, folder: Path) -> None:
+    def __init__(self, environment: Environment) -> None:
         self.environment = environment
-        self.folder = folder
 
     def __call__(self, release: str, select: str | None, scenarios: list[list[Any]]) -> list[Any]:
-        variables = self.environment.variables(release, self.folder)
-        variables["TORCHDYNAMO_DISABLE"] = "0"
-        if select is not None:
-            variables["SGLANG_COMMFIX"] = select
-        asked, answers = self.folder / "asked.json", self.folder / "answers.json"
-        asked.write_text(json.dumps(scenarios))
-        program = Path(__file__).parents[2] / "releases" / "fusion_ranks.py"
-        done = subprocess.run(
-            [str(self.environment.python), str(program), str(asked), str(answers)],
-            env=variables, capture_output=True, text=True, timeout=400, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
-        found = json.loads(answers.read_text())
-        assert found["patched"] == (select is not None)
-        return found["results"]
+        answers = ask(
+            release,
+            "rig.fused.fusion_ranks",
+            *scenarios,
+            environment=self.environment,
+            patches=select,
+            variables={"TORCHDYNAMO_DISABLE": "0"},
+        )
+        assert all(one["patched"] == (select is not None) for one in answers)
+        return [one["found"] for one in answers]
 
 
 class Found:
@@ -99,8 +92,8 @@ class Found:
 
 
 @pytest.fixture(scope="module")
-def ranks(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    return Ranks(environment, tmp_path_factory.mktemp("fusion"))
+def ranks(environment: Environment) -> Ranks:
+    return Ranks(environment)
 
 
 @pytest.fixture(scope="module")

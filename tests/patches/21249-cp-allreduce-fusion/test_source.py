@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 import pytest
-from allreduce_fusion import (
+from rig.fused.allreduce_fusion import (
     AFFECTED,
     COMMUNICATOR,
     DECIDE,
@@ -16,7 +16,7 @@ from allreduce_fusion import (
     before,
     decision,
 )
-from published import plan_for
+from rig.sources.published import plan_for
 
 from sglang_commfix.engine.fingerprint import fingerprint
 

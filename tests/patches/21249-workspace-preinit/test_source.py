@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 import pytest
-from allreduce_fusion import (
+from rig.fused.allreduce_fusion import (
     AFFECTED,
     COMMUNICATOR,
     DECIDE,

@@ -1,6 +1,6 @@
 """What the installed sglang's layer communicators decide, for many sizes of the groups.
 
-Run by `test_servers.py` in the rig's environment; prints JSON. Real are `communicator` and
+Runs in the rig's Python, and is asked by `test_servers.py`. Real are `communicator` and
 `communicator_nsa_cp`. What they ask of the rest of sglang is answered by a `Case`: no process
 group is made, and nothing is communicated.
 """
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from rig.answering import answer
 from sglang.srt import server_args
 from sglang.srt.distributed import parallel_state
 from sglang.srt.layers import communicator, communicator_nsa_cp
@@ -127,14 +127,14 @@ def name_of(function: Any) -> str:
     return f"{plain.__name__.removeprefix('commfix').lstrip('_')} {bound}"
 
 
-def main() -> None:
+def decisions_of_all(_: Any) -> list[dict[str, Any]]:
     decisions = []
     for case in cases():
         case.answer()
         layers = [decide(case, layer) for layer in range(len(SPARSE))]
         decisions.append({"case": dataclasses.asdict(case), "layers": layers})
-    print(json.dumps(decisions))
+    return decisions
 
 
 if __name__ == "__main__":
-    main()
+    answer(decisions_of_all)

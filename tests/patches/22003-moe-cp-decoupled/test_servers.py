@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rig.asking import ask as ask_program
 from rig.environment import Environment
-from rig.observation import Observation, Observer, Setup
+from rig.observer import Observation, Observer, Setup
 from rig.server import ServerError
 from rig.workload import ONE_BY_ONE, PROMPTS, compare
 
@@ -51,21 +50,13 @@ def ask(observe: Observer) -> Ask:
 
 
 @pytest.fixture(scope="module")
-def decide(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Decide:
+def decide(environment: Environment) -> Decide:
     """Run `moe_cp_decisions` in the rig's environment, once for each release and setting."""
 
     @cache
     def decide(release: str, patches: str | None) -> list[dict[str, Any]]:
-        setting = {} if patches is None else {"SGLANG_COMMFIX": patches}
-        variables = environment.variables(release, tmp_path_factory.mktemp("decisions"))
-        done = subprocess.run(
-            [str(environment.python), str(SCRIPT)],
-            env={**variables, **setting},
-            check=True,
-            stdout=subprocess.PIPE,
-            timeout=240,
-        )
-        decisions: list[dict[str, Any]] = json.loads(done.stdout)
+        decisions: list[dict[str, Any]]
+        (decisions,) = ask_program(release, SCRIPT, "all", environment=environment, patches=patches)
         assert len(decisions) == 196
         return decisions
 

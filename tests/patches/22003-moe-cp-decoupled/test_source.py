@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 import pytest
-from published import after, plan_for, tree
+from rig.sources.published import after, plan_for, tree
 
 from sglang_commfix.engine.fingerprint import find_scope, normal_form, parse
 from sglang_commfix.engine.source import Source

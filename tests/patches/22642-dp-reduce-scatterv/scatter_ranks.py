@@ -1,40 +1,44 @@
 """One rank of a process group that runs `_scatter_hidden_states` of an installed sglang, over gloo.
 
-`python scatter_ranks.py FOLDER RANK` reads FOLDER/job.json and writes FOLDER/RANK.json. It is run
-by the rig's Python, with one sglang release on its path.
+Runs in the rig's Python, and is asked by test_servers.py; it forks the ranks of each job.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import json
 import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from rig import forked
+from rig.answering import answer
 
 
+PATIENCE = 240.0  # seconds
 COMMUNICATOR = "sglang.srt.layers.communicator"
 
 
-def main() -> None:
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    job = json.loads((folder / "job.json").read_text())
-    join(job["ranks"], rank, job["hidden_size"], f"file://{folder / 'store'}")
+def run(job: dict[str, Any]) -> list[Any]:
+    """Return the report of each rank, or its error."""
+    return forked.run(job["ranks"], functools.partial(body, job), stall=PATIENCE)
+
+
+def body(job: dict[str, Any], rank: int, folder: Path, begin_step: Any) -> dict[str, Any]:
     communicator = importlib.import_module(COMMUNICATOR)
+    join(job["ranks"], rank, job["hidden_size"], f"file://{folder / 'store'}")
     ways = record_ways(communicator)
     results = []
     for number, case in enumerate(job["cases"]):
+        begin_step()
         ways.clear()
         with_variables(case.get("variables", {}))
         result = scatter(communicator, rank, job["hidden_size"], number, case)
         results.append({**result, "ways": list(ways)})
     padded = [check_padding(communicator, sizes) for sizes in job["padded"]] if rank == 0 else []
-    (folder / f"{rank}.json").write_text(json.dumps({"cases": results, "padded": padded}))
+    return {"cases": results, "padded": padded}
 
 
 def join(ranks: int, rank: int, hidden_size: int, method: str) -> None:
@@ -159,4 +163,5 @@ def check_padding(communicator: Any, sizes: list[int]) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    importlib.import_module(COMMUNICATOR)
+    answer(run)

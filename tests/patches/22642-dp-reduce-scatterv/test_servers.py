@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -11,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rig.asking import ask
 from rig.environment import Environment
-from rig.observation import ATTENTION_DP_2_EP_2, Observer, Setup
+from rig.observer import ATTENTION_DP_2_EP_2, Observer, Setup
 from rig.workload import compare
 
 
@@ -86,9 +85,7 @@ FOUR_RANKS = [
 PADDED = [[3, 3], [4, 3], [0, 5, 5], [5, 0, 4, 5], [1], [1, 0]]
 
 
-def run_ranks(
-    environment: Environment, release: str, cases: list[Case], folder: Path
-) -> list[dict[str, Any]]:
+def run_ranks(environment: Environment, release: str, cases: list[Case]) -> list[dict[str, Any]]:
     """Run the cases on as many ranks as they have; return each rank's report."""
     ranks = len(cases[0].sizes)
     job = {
@@ -97,25 +94,11 @@ def run_ranks(
         "cases": [case.as_json() for case in cases],
         "padded": PADDED,
     }
-    (folder / "job.json").write_text(json.dumps(job))
-    variables = {**environment.variables(release, folder), "SGLANG_COMMFIX": "22642"}
-    programs = [
-        subprocess.Popen(
-            [str(environment.python), str(PROGRAM), str(folder), str(rank)],
-            env=variables,
-            stdout=(folder / f"{rank}.log").open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        statuses = [program.wait(timeout=240) for program in programs]
-    finally:
-        for program in programs:
-            program.kill()
-    logs = "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(ranks))
-    assert statuses == [0] * ranks, logs
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+    (found,) = ask(release, PROGRAM, job, environment=environment, patches="22642")
+    for rank in found:
+        assert "error" not in rank, rank["error"]
+    reports: list[dict[str, Any]] = found
+    return reports
 
 
 @pytest.fixture(
@@ -140,7 +123,7 @@ def reports(
     cases: list[Case],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[dict[str, Any]]:
-    return run_ranks(environment, release, cases, tmp_path_factory.mktemp("ranks"))
+    return run_ranks(environment, release, cases)
 
 
 class TestOverGloo:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import reduction_contract
-from fingerprints import fetch, wanted_files
+from fingerprints import wanted_files
 from hypothesis import given
 from hypothesis import strategies as st
-from published import RELEASES
 from reduction_contract import MODELS, contract_of
+from rig.sources.published import RELEASES
+from wheels import fetch
 
 from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import load, patches_folder

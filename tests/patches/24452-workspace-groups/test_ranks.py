@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
+from rig.asking import ask
 from rig.environment import Environment
-from rig.flashinfer import WITH_GROUP, ensure_source
+from rig.fused.flashinfer_source import WITH_GROUP, ensure_source
 
 
 pytestmark = [pytest.mark.servers, pytest.mark.servers_full]
@@ -40,27 +38,25 @@ def own_groups(layout: str) -> list[list[list[int]]]:
 class Ranks:
     """Asks for whose memory each rank has got, behind an MLP and behind attention."""
 
-    def __init__(self, environment: Environment, folder: Path) -> None:
+    def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._folder = folder
 
     def __call__(self, select: str, version: str, *layouts: str, limit: float = LIMIT) -> Any:
         source = str(ensure_source(self._environment, version))
-        asked, answers = self._folder / "asked.json", self._folder / "answers.json"
-        asked.write_text(json.dumps([["stages", [source, layout], limit] for layout in layouts]))
-        program = Path(__file__).parents[2] / "releases" / "fusion_ranks.py"
-        done = subprocess.run(
-            [str(self._environment.python), str(program), str(asked), str(answers)],
-            env=self._environment.variables(RELEASE, self._folder) | {"SGLANG_COMMFIX": select},
-            capture_output=True, text=True, timeout=400, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
-        return dict(zip(layouts, json.loads(answers.read_text())["results"], strict=True))
+        asked = [["stages", [source, layout], limit] for layout in layouts]
+        answers = ask(
+            RELEASE,
+            "rig.fused.fusion_ranks",
+            *asked,
+            environment=self._environment,
+            patches=select,
+        )
+        return {layout: one["found"] for layout, one in zip(layouts, answers, strict=True)}
 
 
 @pytest.fixture(scope="module")
-def ranks(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    return Ranks(environment, tmp_path_factory.mktemp("workspaces"))
+def ranks(environment: Environment) -> Ranks:
+    return Ranks(environment)
 
 
 def test_unpatched_pipeline_stages_wait_for_each_other_inside_flashinfer(ranks: Ranks) -> None:

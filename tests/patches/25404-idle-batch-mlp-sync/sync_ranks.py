@@ -8,18 +8,17 @@ afterwards.
 from __future__ import annotations
 
 import importlib
-import json
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from rig import forked
+from rig.answering import answer
 from rig.layers import rank as layer_rank
 from rig.layers.case import Case, Layout
-from rig.shims import layers
+from rig.shims import placeholders
 
 
 RANK = WORLD = -1
@@ -176,7 +175,6 @@ def run(scenario: dict[str, Any]) -> list[Any]:
 
 
 if __name__ == "__main__":
-    layers.register()
+    placeholders.register()
     synchronizer()
-    asked = json.loads(Path(sys.argv[1]).read_text())
-    Path(sys.argv[2]).write_text(json.dumps([run(one) for one in asked]))
+    answer(run)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from published import RELEASES
+from rig.asking import ask
+from rig.checkpoints import ensure_model
 from rig.environment import Environment, ensure
-from rig.models import ensure_model
 from rig.releases import LAYERS
+from rig.sources.published import RELEASES
 
 from sglang_commfix.engine.register import load
 
@@ -40,20 +39,10 @@ def run(
     release: str, scenarios: list[dict[str, Any]], patches: str | None,
     environment: Environment, folder: Path,
 ) -> list[list[Any]]:  # fmt: skip
-    variables = environment.variables(release, folder)
-    if patches is not None:
-        variables["SGLANG_COMMFIX"] = patches
     checkpoint = str(ensure_model("deepseek-v3", environment.models))
-    asked, answers = folder / "asked.json", folder / "answers.json"
-    asked.write_text(json.dumps([{**one, "checkpoint": checkpoint} for one in scenarios]))
     program = Path(__file__).with_name("sync_ranks.py")
-    done = subprocess.run(
-        [str(environment.python), str(program), str(asked), str(answers)],
-        env=variables, capture_output=True, text=True, timeout=580, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: list[list[Any]] = json.loads(answers.read_text())
-    return found
+    questions = [{**one, "checkpoint": checkpoint} for one in scenarios]
+    return ask(release, program, *questions, environment=environment, patches=patches)
 
 
 def soaks() -> list[dict[str, Any]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from published import RELEASES
 from rig.environment import Environment, ensure
 from rig.hicache import GOES_ON, HANGS, all_go_on, one_waits, run_ranks
 from rig.releases import LAYERS
+from rig.sources.published import RELEASES
 
 from sglang_commfix.engine.register import load
 
@@ -53,17 +52,17 @@ def tree(world: int, seed: int, stall: float = GOES_ON) -> dict[str, Any]:
 class TestUnpatched:
     @each_shown
     def test_a_rank_without_writes_begins_the_next_step_and_the_other_waits_in_the_all_reduce(
-        self, release: str, environment: Environment, tmp_path: Path
+        self, release: str, environment: Environment
     ) -> None:
-        one_waits(release, CACHE, environment=environment, folder=tmp_path)
+        one_waits(release, CACHE, environment=environment)
 
     @pytest.mark.servers_full
     @each_shown
     def test_a_whole_cache_whose_host_pool_is_short_on_one_rank_hangs(
-        self, release: str, environment: Environment, tmp_path: Path
+        self, release: str, environment: Environment
     ) -> None:
         asked = [tree(2, 1, HANGS)]
-        (found,) = run_ranks(release, asked, environment=environment, folder=tmp_path)
+        (found,) = run_ranks(release, asked, environment=environment)
         innermost = {rank["stands"][0] for rank in found}
         assert innermost == {"all_reduce", "broadcast"}
         assert any("check_hicache_events" in rank["stands"] for rank in found)
@@ -72,19 +71,17 @@ class TestUnpatched:
 class TestPatched:
     @each_shown
     def test_all_ranks_go_on_and_come_to_rest_without_a_write_under_way(
-        self, release: str, environment: Environment, tmp_path: Path
+        self, release: str, environment: Environment
     ) -> None:
-        all_go_on(release, CACHE, PATCH, environment=environment, folder=tmp_path)
+        all_go_on(release, CACHE, PATCH, environment=environment)
 
     @pytest.mark.servers_full
     @each_shown
     def test_a_whole_cache_goes_on_and_comes_to_rest_without_a_lock(
-        self, release: str, environment: Environment, tmp_path: Path
+        self, release: str, environment: Environment
     ) -> None:
         asked = [tree(world, seed) for world in (2, 4) for seed in (1, 2)]
-        for found in run_ranks(
-            release, asked, environment=environment, folder=tmp_path, patches=PATCH
-        ):
+        for found in run_ranks(release, asked, environment=environment, patches=PATCH):
             assert {rank["ongoing"] for rank in found} == {0}
             assert len({rank["entered"] for rank in found}) == 1
             assert found[0]["failed"] > 10
@@ -95,12 +92,10 @@ class TestPatched:
 
     @pytest.mark.servers_full
     def test_a_pipeline_stage_that_has_begun_fewer_writes_goes_on(
-        self, environment: Environment, tmp_path: Path
+        self, environment: Environment
     ) -> None:
         asked = [{**COMMON, "world": 4, "stall": GOES_ON, "stages": 2, "script": STAGES}]
-        (found,) = run_ranks(
-            "0.5.13", asked, environment=environment, folder=tmp_path, patches=PATCH
-        )
+        (found,) = run_ranks("0.5.13", asked, environment=environment, patches=PATCH)
         for rank in found[:3]:
             assert rank["acked"] == [[], [1], [], [2], []]
         assert found[3]["acked"] == [[], [], [], [2], []]
@@ -108,18 +103,18 @@ class TestPatched:
 
 @pytest.mark.servers_full
 def test_where_all_ranks_write_the_same_each_step_is_as_upstream_has_it(
-    environment: Environment, tmp_path: Path
+    environment: Environment,
 ) -> None:
     asked = [{**COMMON, "world": 4, "stall": GOES_ON, "drawn": AGREED, "tell_all": False}]
     environment = ensure([*SHOWN, "0.5.17"])
-    (theirs,) = run_ranks("0.5.17", asked, environment=environment, folder=tmp_path)
+    (theirs,) = run_ranks("0.5.17", asked, environment=environment)
     assert len({rank["acked"] for rank in theirs}) == 1
     for release in SHOWN:
-        (ours,) = run_ranks(release, asked, environment=environment, folder=tmp_path, patches=PATCH)
+        (ours,) = run_ranks(release, asked, environment=environment, patches=PATCH)
         assert ours == theirs
 
 
 @pytest.mark.servers_full
 @pytest.mark.parametrize("release", OTHERS)
-def test_every_other_affected_release_goes_on_as_well(release: str, tmp_path: Path) -> None:
-    all_go_on(release, CACHE, PATCH, environment=ensure([release]), folder=tmp_path)
+def test_every_other_affected_release_goes_on_as_well(release: str) -> None:
+    all_go_on(release, CACHE, PATCH, environment=ensure([release]))

@@ -1,6 +1,6 @@
 """HiCache in real servers of two ranks, of which one finds its host memory taken by others.
 
-What a GPU would do is played, see `rig/probes/hicache.py`.
+What a GPU would do is played, see `rig/probes/hicache_writes.py`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import signal
 import time
 
 import pytest
+from rig.checkpoints import ensure_model
 from rig.environment import Environment
-from rig.models import ensure_model
-from rig.observation import Observer, Setup
+from rig.observer import Observer, Setup
 from rig.server import Server, ServerError
 from rig.workload import Round, compare
 
@@ -54,7 +54,7 @@ def test_unpatched_ranks_wait_in_different_collectives_and_nothing_is_answered_a
     environment: Environment, release: str
 ) -> None:
     model = ensure_model(MODEL, environment.models)
-    known = {"environment": environment, "env": dict(TAKEN), "probes": ("hicache",)}
+    known = {"environment": environment, "env": dict(TAKEN), "probes": ("hicache_writes",)}
     with Server(release, model, HICACHE, **known) as server:  # type: ignore[arg-type]
         right, *others = rounds()
         server.generate(right.prompts, right.new_tokens)
@@ -74,11 +74,11 @@ def test_unpatched_ranks_wait_in_different_collectives_and_nothing_is_answered_a
 @pytest.mark.parametrize("release", ["0.5.12.post1", "0.5.13"])
 def test_patched_it_answers_as_one_rank_does(observe: Observer, release: str) -> None:
     setup = Setup(
-        release, HICACHE, PATCH, MODEL, ("hicache",), variables=TAKEN, rounds=rounds()
+        release, HICACHE, PATCH, MODEL, ("hicache_writes",), variables=TAKEN, rounds=rounds()
     )  # fmt: skip
     patched = observe(setup)
     reference = observe(Setup(release, model=MODEL, rounds=rounds()))
-    short, other = (patched.reports["hicache"][rank] for rank in (0, 1))
+    short, other = (patched.reports["hicache_writes"][rank] for rank in (0, 1))
 
     assert compare(patched.answers, reference.answers).is_noise
     assert short["failed"] > 10

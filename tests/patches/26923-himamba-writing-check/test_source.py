@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from published import RELEASES
-from writing_check import Function
+from rig.hicache.writing_check import Function
+from rig.sources.published import RELEASES
 
 from sglang_commfix.engine.register import load
 

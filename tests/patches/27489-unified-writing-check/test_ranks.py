@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from rig.environment import Environment
 from rig.hicache import all_go_on, one_waits
@@ -17,7 +15,7 @@ RELEASES = ("0.5.12.post1",)
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_one_rank_waits_in_the_all_reduce_and_patched_all_go_on(
-    release: str, environment: Environment, tmp_path: Path
+    release: str, environment: Environment
 ) -> None:
-    one_waits(release, CACHE, environment=environment, folder=tmp_path)
-    all_go_on(release, CACHE, PATCH, environment=environment, folder=tmp_path)
+    one_waits(release, CACHE, environment=environment)
+    all_go_on(release, CACHE, PATCH, environment=environment)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fused_servers import wrong_without_and_right_with
-from rig.observation import Observer
+from rig.fused.fused_servers import wrong_without_and_right_with
+from rig.observer import Observer
 
 
 PATCH = "28619-pipeline-stage-fusion"

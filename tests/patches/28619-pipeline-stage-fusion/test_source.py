@@ -8,8 +8,8 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-import published
 import pytest
+from rig.sources import published
 
 from sglang_commfix.engine.fingerprint import find_scope, parse
 from sglang_commfix.engine.register import load

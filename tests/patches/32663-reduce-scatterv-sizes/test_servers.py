@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rig.observation import Failure, Observer, Setup
+from rig.observer import Failure, Observer, Setup
 from rig.workload import compare
 
 

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from published import after, plan_for, tree
+from rig.sources.published import after, plan_for, tree
 
 from sglang_commfix.engine.fingerprint import find_scope
 from sglang_commfix.engine.register import load

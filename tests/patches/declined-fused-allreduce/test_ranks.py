@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fused_calls import Answers, Asked
-from published import RELEASES
 from rig.environment import Environment
+from rig.fused.fused_calls import Answers, Asked
+from rig.sources.published import RELEASES
 
 from sglang_commfix.engine.register import load
 

@@ -15,11 +15,11 @@ drafted ones as are the target's greedy choice.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-import json
+import io
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -128,15 +128,15 @@ def attend_to_what_was_before(self: Any, *_: Any, hidden_states: Any, **__: Any)
 
 def speak_on_ranks(request: dict[str, Any]) -> None:
     sys.path[:0] = [str(HERE)]
-    importlib.import_module("rig.shims.layers").register()
-    worker: Any = importlib.import_module("rig.layers.worker")
+    importlib.import_module("rig.shims.placeholders").register()
+    forks: Any = importlib.import_module("rig.layers.forks")
     rank: Any = importlib.import_module("rig.layers.rank")
     case: Any = importlib.import_module("rig.layers.case")
     ranks: Any = importlib.import_module("capture_ranks")
     importlib.import_module(f"sglang.srt.models.{ranks.FAMILIES[request['family']].module}")
     rank.run = functools.partial(speak, request)
-    worker._PATIENCE = 500.0
-    reports = worker._run(
+    forks._PATIENCE = 500.0
+    reports = forks.run(
         case.Case(
             case.Layout(tp=request["tp"]), (SEQUENCES,), layers="S" * LAYERS, forward="decode",
             fusion=True,
@@ -144,8 +144,8 @@ def speak_on_ranks(request: dict[str, Any]) -> None:
         request["checkpoint"],
     )  # fmt: skip
     for report in reports:
-        if report.error:
-            raise SystemExit(report.error)
+        if report["error"]:
+            raise SystemExit(report["error"])
 
 
 # ---------------------------------------------------------------- in the rig's Python: the draft
@@ -262,23 +262,25 @@ def say(name: str, counts: dict[str, float], off: float, same: float) -> None:
 
 def main(release: str, family: str, updates: int) -> None:
     sys.path[:0] = [str(TESTS)]
+    asking: Any = importlib.import_module("rig.asking")
     environments: Any = importlib.import_module("rig.environment")
-    models: Any = importlib.import_module("rig.models")
+    models: Any = importlib.import_module("rig.checkpoints")
     environment = environments.ensure([release])
     checkpoint = str(models.ensure_model("deepseek-v3", environment.models))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
         def inside(what: str, request: dict[str, Any], patches: str | None = None) -> None:
-            variables = environment.variables(release, folder)
-            variables["OMP_NUM_THREADS"] = "2"
-            if patches is not None:
-                variables["SGLANG_COMMFIX"] = patches
-            command = [str(environment.python), __file__, what, json.dumps(request)]
-            log = None if what == "compare" else (folder / "log").open("ab")
-            done = subprocess.run(command, env=variables, cwd=folder, stderr=log, check=False)
-            if done.returncode:
-                raise SystemExit((folder / "log").read_text()[-3000:])
+            (printed,) = asking.ask(
+                release,
+                Path(__file__),
+                {"what": what, "request": request},
+                environment=environment,
+                patches=patches,
+                variables={"OMP_NUM_THREADS": "2"},
+                patience=3600,
+            )
+            print(printed, end="", flush=True)
 
         common = {"family": family, "checkpoint": checkpoint}
         inside("speak", {**common, "tp": 1, "text": None, "out": str(folder / "one")})
@@ -291,9 +293,16 @@ def main(release: str, family: str, updates: int) -> None:
         inside("compare", {"one": text, "two": two, "updates": updates})
 
 
+def asked(question: dict[str, Any]) -> str:
+    """Do what is asked for, in the rig's Python, and return what it has to say."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        {"speak": speak_on_ranks, "compare": compare}[question["what"]](question["request"])
+    return printed.getvalue()
+
+
 if __name__ == "__main__":
-    inside = {"speak": speak_on_ranks, "compare": compare}
-    if sys.argv[1] in inside:
-        inside[sys.argv[1]](json.loads(sys.argv[2]))
-    else:
+    if len(sys.argv) > 1:
         main(sys.argv[1], sys.argv[2], int(os.environ.get("UPDATES", "600")))
+    else:
+        importlib.import_module("rig.answering").answer(asked)

@@ -1,7 +1,7 @@
 """A model's own loop over its layers on real ranks, and what it captures for a draft.
 
-Started by test_ranks.py with the rig's Python, as `capture_ranks.py MODELS`: imports sglang once,
-then forks the ranks of each case that it reads as a line of JSON, and answers with one.
+Runs in the rig's Python as `capture_ranks.py MODELS`, and is asked by test_ranks.py: imports sglang
+once, then forks the ranks of each case.
 
 Real, of the release: process groups, the model class with its forward function and its layers, the
 setter of the layers to capture. Replaced, as in `rig.layers`: attention, which is a partial sum, and
@@ -15,16 +15,16 @@ import functools
 import importlib
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from rig.answering import answer
+from rig.checkpoints import CONFIGS
+from rig.layers import forks, rank, reference
 from rig.layers import models as layers
-from rig.layers import rank, reference, worker
 from rig.layers.case import Case, RankReport
 from rig.layers.collectives import Recorder
-from rig.models import CONFIGS
-from rig.shims import layers as shims
+from rig.shims import placeholders
 
 
 torch: Any = importlib.import_module("torch")
@@ -287,25 +287,14 @@ def off(actual: Any, right: Any) -> float:
     return float((actual.double() - right.double()).norm() / right.double().norm())
 
 
-def main() -> None:
-    answers = worker._keep_standard_output()
-    shims.register()
-    for name in ("model_executor.forward_batch_info", *(f"models.{m}" for m in sys.argv[1:])):
-        importlib.import_module(f"sglang.srt.{name}")
-    worker._answer(answers, {"ready": True})
-    for line in sys.stdin:
-        request = json.loads(line)
-        case = Case.from_json(request["case"])
-        # The rig forks the ranks, and asks this module for what each of them does.
-        rank.run = functools.partial(answer, request)
-        reports = worker._run(case, request["checkpoint"])
-        worker._answer(
-            answers,
-            {"ranks": [json.loads(one.error) if one.error else None for one in reports]},
-        )
+def run_ranks(request: dict[str, Any]) -> list[Any]:
+    # The rig forks the ranks, and asks this module for what each of them does.
+    rank.run = functools.partial(report, request)
+    reports = forks.run(Case.from_json(request["case"]), request["checkpoint"])
+    return [json.loads(one["error"]) if one["error"] else None for one in reports]
 
 
-def answer(
+def report(
     request: dict[str, Any], case: Case, number: int, rendezvous: str, checkpoint: str
 ) -> RankReport:
     """In a report's one free text."""
@@ -319,5 +308,7 @@ def answer(
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    main()
+    placeholders.register()
+    for name in ("model_executor.forward_batch_info", *(f"models.{m}" for m in sys.argv[1:])):
+        importlib.import_module(f"sglang.srt.{name}")
+    answer(run_ranks)

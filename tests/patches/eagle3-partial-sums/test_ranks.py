@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.specifiers import SpecifierSet
-from rig.environment import Environment, ensure
+from rig.asking import Respondent
+from rig.checkpoints import ensure_model
+from rig.environment import ensure
 from rig.layers.case import Case, Layout
-from rig.models import ensure_model
 from rig.releases import LAYERS
 
 
@@ -65,77 +64,55 @@ def families(table: dict[str, str], release: str) -> list[str]:
     return [name for name, span in table.items() if SpecifierSet(span).contains(release, True)]
 
 
-@dataclasses.dataclass
-class Ranks:
+class Ranks(Respondent):
     """One Python with one release, patched or not, that forks the ranks of each case."""
 
-    environment: Environment
-    process: subprocess.Popen[str]
-    log: Path
+    def __init__(self, release: str, *, patched: bool) -> None:
+        known = families(FAULTY, release) + families(SOUND, release)
+        environment = ensure([release])
+        super().__init__(
+            release,
+            Path(__file__).with_name("capture_ranks.py"),
+            *(MODULES[family] for family in known),
+            environment=environment,
+            patches="eagle3-partial-sums" if patched else None,
+        )
+        self.checkpoint = str(ensure_model("deepseek-v3", environment.models))
 
     def run(self, family: str, layout: Layout, **more: Any) -> list[dict[str, Any]]:
         """By rank."""
         layers = "DSSSS" if family in DENSE_FIRST else "SSSSS"
         case = Case(layout, (7,), layers=layers, **{"fusion": True, **more})
-        checkpoint = ensure_model("deepseek-v3", self.environment.models)
-        request = {
-            "case": case.to_json(), "checkpoint": str(checkpoint),
-            "family": family, "capture": CAPTURED,
-        }  # fmt: skip
-        assert self.process.stdin
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        ranks = self._receive()["ranks"]
+        ranks: list[dict[str, Any]] = self(
+            {
+                "case": case.to_json(),
+                "checkpoint": self.checkpoint,
+                "family": family,
+                "capture": CAPTURED,
+            }
+        )
         for rank in ranks:
-            assert rank is not None, self.log.read_text()[-3000:]
+            assert rank is not None, self.log[-3000:]
             assert rank["error"] is None, rank["error"]
         return ranks
 
-    def _receive(self) -> dict[str, Any]:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        assert line, self.log.read_text()[-3000:]
-        return json.loads(line)
-
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def ranks() -> Iterator[Any]:
     """Start a release once for each selection of patches."""
     running: dict[tuple[str, bool], Ranks] = {}
+    with ExitStack() as stack:
 
-    def start(release: str, *, patched: bool) -> Ranks:
-        if (release, patched) in running:
+        def start(release: str, *, patched: bool) -> Ranks:
+            if (release, patched) not in running:
+                # At most one release at a time: each holds its imports in memory.
+                if any(other != release for other, _ in running):
+                    stack.close()
+                    running.clear()
+                running[release, patched] = stack.enter_context(Ranks(release, patched=patched))
             return running[release, patched]
-        # At most one release at a time, patched and not: each holds its imports in memory.
-        for other in [key for key in running if key[0] != release]:
-            stop(running.pop(other))
-        environment = ensure([release])
-        folder = tmp_path_factory.mktemp("ranks")
-        variables = environment.variables(release, folder)
-        if patched:
-            variables["SGLANG_COMMFIX"] = "eagle3-partial-sums"
-        known = families(FAULTY, release) + families(SOUND, release)
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [
-                    str(environment.python),
-                    str(Path(__file__).with_name("capture_ranks.py")),
-                    *(MODULES[family] for family in known),
-                ],
-                cwd=folder, env=variables, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            )  # fmt: skip
-        running[release, patched] = Ranks(environment, process, folder / "log")
-        assert running[release, patched]._receive() == {"ready": True}
-        return running[release, patched]
 
-    yield start
-    for one in running.values():
-        stop(one)
-
-
-def stop(ranks: Ranks) -> None:
-    ranks.process.kill()
-    ranks.process.communicate()
+        yield start
 
 
 def test_the_rig_has_each_of_these_releases() -> None:

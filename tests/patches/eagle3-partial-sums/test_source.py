@@ -10,9 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fingerprints import fetch
 from packaging.specifiers import SpecifierSet
-from published import RELEASES, after, plan_for
+from rig.sources.published import RELEASES, after, plan_for
+from wheels import fetch
 
 from sglang_commfix.engine.register import load
 

@@ -7,8 +7,8 @@ import builtins
 from types import SimpleNamespace
 from typing import Any
 
-import published
 import pytest
+from rig.sources import published
 
 from sglang_commfix.engine.fingerprint import find_scope, parse
 from sglang_commfix.engine.register import load

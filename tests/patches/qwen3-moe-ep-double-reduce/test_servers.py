@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rig.observation import ATTENTION_DP_2_EP_2, Observation, Observer, Setup
+from rig.observer import ATTENTION_DP_2_EP_2, Observation, Observer, Setup
 from rig.workload import compare
 
 

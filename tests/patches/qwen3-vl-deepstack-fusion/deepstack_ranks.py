@@ -11,21 +11,19 @@ import contextlib
 import functools
 import hashlib
 import importlib
-import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rig.answering import answer, end_with_parent
 from rig.layers import models, reference
 from rig.layers import rank as rig_rank
 from rig.layers.case import Case, Layout
 from rig.layers.collectives import Recorder
 from rig.layers.models import FEATURES, configure, make_weights
-from rig.shims import layers as shims
+from rig.shims import placeholders
 
 
 if TYPE_CHECKING:
@@ -145,15 +143,15 @@ def run_ranks(scenario: dict[str, Any], checkpoint: str) -> list[dict[str, Any]]
                 for _, pipe in started
             ]
         finally:
-            for process, pipe in started:
-                pipe.close()
-                process.join(5)
+            for process, _ in started:
                 process.kill()
+                process.join()
 
 
 def in_rank(
     scenario: dict[str, Any], rank: int, rendezvous: str, checkpoint: str, parent: Connection
 ) -> None:
+    end_with_parent()
     try:
         found = run(scenario, rank, rendezvous, checkpoint)
     except Exception:
@@ -172,16 +170,9 @@ def take_interpreted_kernels() -> None:
     jit.JITFunction = interpreter.InterpretedFunction
 
 
-def main() -> None:
-    asked, answers, checkpoint = sys.argv[1:]
-    shims.register()
+if __name__ == "__main__":
+    placeholders.register()
     take_interpreted_kernels()
     importlib.import_module("sglang.srt.model_executor.forward_batch_info")
     importlib.import_module("sglang.srt.models.qwen3_vl_moe")
-    scenarios: list[dict[str, Any]] = json.loads(Path(asked).read_text())
-    found = [run_ranks(scenario, checkpoint) for scenario in scenarios]
-    Path(answers).write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+    answer(lambda asked: run_ranks(**asked))

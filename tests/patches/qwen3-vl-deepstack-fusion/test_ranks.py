@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rig.asking import ask
+from rig.checkpoints import ensure_model
 from rig.environment import Environment, ensure
-from rig.models import ensure_model
 from rig.releases import LAYERS
 
 from sglang_commfix.engine.register import load
@@ -78,20 +77,10 @@ class Model:
     def _run(
         self, environment: Environment, release: str, select: str | None, asked: list[Scenario]
     ) -> list[Any]:
-        variables = environment.variables(release, self._folder)
-        if select is not None:
-            variables["SGLANG_COMMFIX"] = select
-        questions, answers = self._folder / "asked.json", self._folder / "answers.json"
-        questions.write_text(json.dumps([asdict(scenario) for scenario in asked]))
         program = Path(__file__).with_name("deepstack_ranks.py")
-        model = ensure_model("qwen3-moe", environment.models)
-        done = subprocess.run(
-            [str(environment.python), str(program), str(questions), str(answers), str(model)],
-            env=variables, cwd=self._folder, capture_output=True, text=True, timeout=400, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
-        found: list[Any] = json.loads(answers.read_text())
-        return found
+        model = str(ensure_model("qwen3-moe", environment.models))
+        questions = [{"scenario": asdict(scenario), "checkpoint": model} for scenario in asked]
+        return ask(release, program, *questions, environment=environment, patches=select)
 
 
 @pytest.fixture(scope="module")

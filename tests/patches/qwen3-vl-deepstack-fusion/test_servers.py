@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from rig.checkpoints import ensure_model
 from rig.environment import Environment
-from rig.models import ensure_model
 from rig.server import Server
 
 
@@ -57,11 +57,11 @@ def serve(environment: Environment, ranks: int, select: str | None = None) -> An
         ["--tp", str(ranks), *FLAGS],
         environment=environment,
         env={} if select is None else {"SGLANG_COMMFIX": select},
-        probes=("flashinfer",) if ranks > 1 else (),
+        probes=("played_kernel",) if ranks > 1 else (),
     ) as server:
         image = logprobs(server, IMAGE_PROMPT, [png(96, 64)])
         text = logprobs(server, TEXT_PROMPT, [])
-        return Answers(image, text, server.reports("flashinfer") if ranks > 1 else {})
+        return Answers(image, text, server.reports("played_kernel") if ranks > 1 else {})
 
 
 def logprobs(server: Server, text: str, images: list[str]) -> list[float]:

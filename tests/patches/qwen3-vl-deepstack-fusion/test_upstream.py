@@ -14,8 +14,8 @@ PATCH = "qwen3-vl-deepstack-fusion"
 REPORT = Path(__file__).resolve().parents[3] / "docs" / "upstream" / f"{PATCH}.md"
 START = """
 import runpy, sys
-from rig.shims import layers
-layers.register()
+from rig.shims import placeholders
+placeholders.register()
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
 

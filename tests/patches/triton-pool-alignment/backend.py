@@ -1,6 +1,6 @@
 """Triton's attention back-end of a release, given more requests than its pool holds.
 
-A program: ``python backend.py ASKED ANSWERS``, with a Python that has torch. The classes are taken as
+Runs in the rig's Python, and is asked by test_backend.py. The classes are taken as
 text from a release's `triton_backend.py`, so that any release can be asked; every name that they do
 not define themselves, and that is not torch's, is a mock. Kernels therefore do nothing: what is shown
 is whether the index buffers hold the batch.
@@ -13,7 +13,6 @@ import builtins
 import dataclasses
 import importlib.abc
 import importlib.machinery
-import json
 import sys
 import typing
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+from rig.answering import answer
 
 
 # What functions that are mocks return, where it is taken apart.
@@ -185,18 +185,15 @@ def rows(names: Names, pool: int, topk: int) -> list[int]:
     ]
 
 
-def main() -> None:
-    asked, answers = map(Path, sys.argv[1:])
-    sys.meta_path.insert(0, Finder())
-    torch.distributed.is_initialized = lambda: True
-    torch.compiler.disable = lambda function: function
-    found = []
-    for file, world, pool, requests, topk in json.loads(asked.read_text()):
-        torch.distributed.get_world_size = lambda *_, world=world: world
-        names = load(file)
-        found.append([decode(names, pool, requests), rows(names, pool, topk)])
-    answers.write_text(json.dumps(found))
+def found(file: str, world: int, pool: int, requests: int, topk: int) -> list[Any]:
+    """Return what a decode step raises, and the room that each buffer has."""
+    torch.distributed.get_world_size = lambda *_: world
+    names = load(file)
+    return [decode(names, pool, requests), rows(names, pool, topk)]
 
 
 if __name__ == "__main__":
-    main()
+    sys.meta_path.insert(0, Finder())
+    torch.distributed.is_initialized = lambda: True
+    torch.compiler.disable = lambda function: function
+    answer(lambda asked: found(*asked))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,8 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from published import RELEASES, plan_for, tree
+from rig.asking import ask
 from rig.environment import Environment
+from rig.releases import INSTALLED
+from rig.sources.published import RELEASES, plan_for, tree
 
 
 pytestmark = pytest.mark.servers
@@ -54,12 +54,7 @@ def found(environment: Environment, tmp_path_factory: pytest.TempPathFactory) ->
             file = folder / f"{release}-{number}.py"
             file.write_bytes(text or b"")
             asked += [[str(file), *case] for case in CASES]
-        request, answers = folder / "asked.json", folder / "answers.json"
-        request.write_text(json.dumps(asked))
-        program = [str(environment.python), str(PROGRAM), str(request), str(answers)]
-        done = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
-        results = json.loads(answers.read_text())
+        results = ask(INSTALLED, PROGRAM, *asked, environment=environment)
         return results[: len(CASES)], results[len(CASES) :]
 
     return find

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rig.observation import TP_2_DENSE_TP_1, Failure, Observer, Setup
+from rig.observer import TP_2_DENSE_TP_1, Failure, Observer, Setup
 from rig.workload import Round, compare
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from typing import TYPE_CHECKING, Any
+
+from rig.asking import ask
 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from rig.environment import Environment
 
@@ -34,23 +33,19 @@ def soaks(cache: str) -> list[dict[str, Any]]:
     return [{**common, "world": world, "drawn": SOAK, "tell_all": False} for world in (2, 4)]
 
 
-def one_waits(release: str, cache: str, *, environment: Environment, folder: Path) -> None:
+def one_waits(release: str, cache: str, *, environment: Environment) -> None:
     """Assert that unpatched one rank waits in the all-reduce, and the others in the next step."""
-    for first, *others in run_ranks(
-        release, alone(cache, HANGS), environment=environment, folder=folder
-    ):
+    for first, *others in run_ranks(release, alone(cache, HANGS), environment=environment):
         assert first["stands"][0] == "all_reduce"
         assert "writing_check" in first["stands"]
         assert all(other["stands"][0] == "broadcast" for other in others)
         assert all("recv_requests" in other["stands"] for other in others)
 
 
-def all_go_on(
-    release: str, cache: str, patch: str, *, environment: Environment, folder: Path
-) -> None:
+def all_go_on(release: str, cache: str, patch: str, *, environment: Environment) -> None:
     """Assert that patched all ranks go on, and come to rest without a write under way."""
     asked = [*alone(cache, GOES_ON), *soaks(cache)]
-    found = run_ranks(release, asked, environment=environment, folder=folder, patches=patch)
+    found = run_ranks(release, asked, environment=environment, patches=patch)
     for first, *others in found[:2]:
         assert first["acked"] == [[], [1], []]
         assert all(other["acked"] == [[], [], []] for other in others)
@@ -66,7 +61,6 @@ def run_ranks(
     scenarios: Sequence[dict[str, Any]],
     *,
     environment: Environment,
-    folder: Path,
     patches: str | None = None,
 ) -> list[list[dict[str, Any]]]:
     """Return what every rank of each scenario has found, with one release and one selection.
@@ -74,16 +68,8 @@ def run_ranks(
     A rank that was still at it when the time was over says where it `stands`: the functions of its
     main thread, the innermost first.
     """
-    variables = environment.variables(release, folder)
-    if patches is not None:
-        variables["SGLANG_COMMFIX"] = patches
-    asked, answers = folder / "asked.json", folder / "answers.json"
-    asked.write_text(json.dumps(scenarios))
-    done = subprocess.run(
-        [str(environment.python), "-m", "rig.hicache.ranks", str(asked), str(answers)],
-        env=variables, capture_output=True, text=True, timeout=580, check=False,
-    )  # fmt: skip
-    if done.returncode != 0:
-        raise AssertionError(done.stderr[-4000:])
-    found: list[list[dict[str, Any]]] = json.loads(answers.read_text())
-    return found
+    (found,) = ask(
+        release, "rig.hicache.ranks", scenarios, environment=environment, patches=patches
+    )
+    ranks: list[list[dict[str, Any]]] = found
+    return ranks

@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import json
 import random
-import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -23,7 +22,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from rig import forked
-from rig.shims import layers
+from rig.answering import answer
+from rig.shims import placeholders
 
 
 torch: Any = importlib.import_module("torch")
@@ -441,13 +441,13 @@ def run(scenario: dict[str, Any]) -> list[Any]:
     return forked.run(scenario["world"], body, scenario["stall"])
 
 
-def main() -> None:
-    layers.register()
-    asked = json.loads(Path(sys.argv[1]).read_text())
-    for name in sorted({one.get("cache", "HiRadixCache") for one in asked}):
+def imported(scenarios: list[dict[str, Any]]) -> list[Any]:
+    """Import the caches that are asked for, once, before any rank is forked."""
+    for name in sorted({one.get("cache", "HiRadixCache") for one in scenarios}):
         importlib.import_module(MODULES[name])
-    Path(sys.argv[2]).write_text(json.dumps([run(one) for one in asked]))
+    return [run(one) for one in scenarios]
 
 
 if __name__ == "__main__":
-    main()
+    placeholders.register()
+    answer(imported)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from rig.checkpoints import CONFIGS
 from rig.layers import topology
-from rig.models import CONFIGS
 
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import inspect
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from rig.layers import fusion, reference, topology
+from rig.layers import fused_kernel, reference, topology
 from rig.layers.case import Case, LayerTrace, RankReport
 from rig.layers.collectives import Recorder
 from rig.layers.models import (
@@ -151,7 +151,7 @@ def _start_runtime(
         location.set_global_expert_location_metadata(SimpleNamespace())
     recorder.instrument(state.GroupCoordinator)
     if case.fusion:
-        fusion.enable(recorder)
+        fused_kernel.enable(recorder)
     return server_args
 
 

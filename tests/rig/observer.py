@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rig.checkpoints import ensure_model
 from rig.ledger import LedgerLine, read_ledger
-from rig.models import ensure_model
 from rig.server import Completion, Server, ServerError
 from rig.workload import PROMPTS, ROUNDS, Round
 
@@ -29,7 +29,9 @@ ATTENTION_DP_2_EP_2 = ("--tp", "2", "--dp", "2", "--enable-dp-attention", "--ep"
 FUSION = ("--flashinfer-allreduce-fusion-backend", "trtllm")
 
 # Probes that only look on, or play a kernel: their servers are asked, too.
-_ONLOOKERS = frozenset({"context_parallel", "flashinfer", "hicache", "reduce_scatter", "steps"})
+_ONLOOKERS = frozenset(
+    {"context_parallel", "hicache_writes", "played_kernel", "reduce_scatter", "steps"}
+)
 
 # Four ranks on two cores take their time.
 _START_TIMEOUT = 480.0

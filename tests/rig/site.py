@@ -9,7 +9,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from fake import FAULTY, FILE, Upstream, patch, write_sglang
+from rig.stand_in import FAULTY, FILE, Upstream, patch, write_sglang
 
 
 # The real register knows nothing of the stand-in, so a process under test gets another one, without
@@ -38,6 +38,16 @@ try:
 except ImportError:
     pass
 """
+
+
+# What the edited function answers, and what it answers without the edit.
+SHOW = """
+from sglang.srt.layers import communicator
+class Batch: size = 1
+class Self: scattered = True
+print(communicator.LayerCommunicator.should_fuse(Self, Batch))
+"""
+PATCHED, UNPATCHED = "False\n", "True\n"
 
 
 @dataclass
@@ -95,7 +105,7 @@ def make_site(
     """Write a site whose sglang has the fault that the register's patch ``1-guard`` fixes."""
     register = folder / "register"
     Upstream().register(register, *(patches or (patch(),)))
-    root = write_sglang(folder / "site", {FILE: FAULTY} | (files or {}))
+    root = write_sglang(folder / "site", {FILE: FAULTY, **(files or {})})
     # Modules that a start-up hook may import before the register is first read.
     (root / "sitecustomize.py").write_text(USE_REGISTER.format(folder=str(register)))
     return Site(root, register)

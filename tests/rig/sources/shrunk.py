@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
-from published import tree
+from rig.sources.published import tree
 
 from sglang_commfix.engine.fingerprint import Definition
 from sglang_commfix.engine.source import Source

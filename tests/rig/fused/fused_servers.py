@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rig.observation import FUSION, Observer, Setup
+from rig.observer import FUSION, Observer, Setup
 from rig.workload import compare
 
 
@@ -14,13 +14,13 @@ def wrong_without_and_right_with(
     """Compare both with one rank; each of their four ranks has to have used the kernel."""
     reference = observe(Setup(release))
     unpatched, patched = (
-        observe(Setup(release, (*flags, *FUSION), patches=patches, probes=("flashinfer",)))
+        observe(Setup(release, (*flags, *FUSION), patches=patches, probes=("played_kernel",)))
         for patches in (None, patch)
     )
 
     assert not compare(unpatched.answers, reference.answers).is_noise
     assert compare(patched.answers, reference.answers).is_noise
     for seen in (unpatched, patched):
-        calls = seen.reports["flashinfer"]
+        calls = seen.reports["played_kernel"]
         assert len(calls) == 4
         assert all(calls.values())

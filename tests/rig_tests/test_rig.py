@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import wheels
 from rig import environment as rig_environment
-from rig import guard
+from rig import reaper
+from rig.checkpoints import CONFIGS, ensure_model, write_model
 from rig.environment import Environment, RigError
 from rig.ledger import LedgerLine, read_ledger
-from rig.models import CONFIGS, ensure_model, write_model
 from rig.releases import RELEASES
 from rig.server import Completion, Server, ServerError
 from rig.workload import compare
@@ -48,9 +49,9 @@ class TestGuard:
 
     @pytest.fixture
     def guarded(self, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-        process = guard.start([sys.executable, "-u", "-c", TREE], folder, os.environ)
+        process = reaper.start([sys.executable, "-u", "-c", TREE], folder, os.environ)
         yield process
-        guard.stop(process)
+        reaper.stop(process)
 
     def output(self, folder: Path) -> list[str]:
         log = folder / "log"
@@ -64,23 +65,23 @@ class TestGuard:
         self, guarded: subprocess.Popen[bytes], folder: Path
     ) -> None:
         _, child = self.output(folder)
-        session = guard.session_of(folder)
+        session = reaper.session_of(folder)
 
         assert session is not None
-        assert {session, int(child)} <= set(guard.members(session))
-        assert guarded.pid not in guard.members(session)
-        assert guard.status_of(folder) is None
+        assert {session, int(child)} <= set(reaper.members(session))
+        assert guarded.pid not in reaper.members(session)
+        assert reaper.status_of(folder) is None
 
     def test_when_stopped_it_leaves_no_process_no_shared_memory_and_no_folder(
         self, guarded: subprocess.Popen[bytes], folder: Path
     ) -> None:
         memory, _ = self.output(folder)
-        session = guard.session_of(folder)
+        session = reaper.session_of(folder)
         assert session is not None
 
-        guard.stop(guarded)
+        reaper.stop(guarded)
 
-        assert guard.members(session) == []
+        assert reaper.members(session) == []
         assert not folder.exists()
         with pytest.raises(FileNotFoundError):
             shared_memory.SharedMemory(memory)
@@ -88,14 +89,14 @@ class TestGuard:
     def test_when_its_owner_is_killed_it_leaves_nothing_either(self, folder: Path) -> None:
         owner = (
             "import os, sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-            "from rig import guard\n"
-            "guard.start([sys.executable, '-u', '-c', sys.argv[3]], Path(sys.argv[2]), os.environ)"
+            "from rig import reaper\n"
+            "reaper.start([sys.executable, '-u', '-c', sys.argv[3]], Path(sys.argv[2]), os.environ)"
             "\ntime.sleep(600)\n"
         )
         tests = str(rig_environment.HERE.parent)
         with subprocess.Popen([sys.executable, "-c", owner, tests, str(folder), TREE]) as process:
             self.output(folder)
-            session = guard.session_of(folder)
+            session = reaper.session_of(folder)
             assert session is not None
             process.kill()
 
@@ -103,16 +104,16 @@ class TestGuard:
         while folder.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not folder.exists()
-        assert guard.members(session) == []
+        assert reaper.members(session) == []
 
     def test_the_exit_status_is_known(self, folder: Path) -> None:
-        process = guard.start([sys.executable, "-c", "raise SystemExit(3)"], folder, os.environ)
+        process = reaper.start([sys.executable, "-c", "raise SystemExit(3)"], folder, os.environ)
         deadline = time.monotonic() + 10
-        while guard.status_of(folder) is None and time.monotonic() < deadline:
+        while reaper.status_of(folder) is None and time.monotonic() < deadline:
             time.sleep(0.02)
 
-        status = guard.status_of(folder)
-        guard.stop(process)
+        status = reaper.status_of(folder)
+        reaper.stop(process)
 
         assert status == 3
 
@@ -210,19 +211,21 @@ class TestEnvironment:
                 raise RigError("interrupted")
 
         monkeypatch.setattr(rig_environment._Builder, "_run", install)
+        monkeypatch.setattr(wheels, "fetch", lambda *_, **__: None)
         return calls
 
     def build(self, root: Path) -> Path:
         environment = Environment(root, (3, 11))
         builder = rig_environment._Builder(environment, sys.executable, print, lock=-1)
-        builder.release(RELEASES["0.5.12.post1"])
-        return environment.release_folder("0.5.12.post1")
+        release = next(one for one in RELEASES.values() if one.transformers is not None)
+        builder.release(release)
+        return environment.transformers_folder(str(release.transformers))
 
     def test_a_part_is_built_once(self, pip: list[list[str]], tmp_path: Path) -> None:
         assert self.build(tmp_path) == self.build(tmp_path)
 
         assert len(pip) == 1
-        assert "sglang==0.5.12.post1" in pip[0]
+        assert any("requirements-transformers-" in word for word in pip[0])
         assert "--no-deps" in pip[0]
 
     def test_an_interrupted_part_is_built_again(self, pip: list[list[str]], tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """Asks the real modules of one release for their decisions, over whole products of modes.
 
-Runs in the rig's Python: `python -m rig.decisions.worker MODEL TP FILE SUITE...`. The process groups are
-sglang's own, made by sglang's own code on torch's `fake` back-end, which lets one process take
-part in a world of any size. Nothing here says what a decision should be.
+Runs in the rig's Python, and is asked by `decide`. The process groups are sglang's own, made by
+sglang's own code on torch's `fake` back-end, which lets one process take part in a world of any size. Nothing here says what a decision should be.
 """
 
 from __future__ import annotations
@@ -12,11 +11,13 @@ import functools
 import importlib
 import inspect
 import itertools
-import json
 import os
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from rig.answering import answer
+from rig.shims import placeholders
 
 
 if TYPE_CHECKING:
@@ -467,15 +468,13 @@ SUITES = {
 }
 
 
-def main(model: str, largest: str, file: str, *names: str) -> None:
-    """Write the decisions of the named suites to a file: for each, pairs of case and decision."""
-    os.environ["SGLANG_USE_MESSAGE_QUEUE_BROADCASTER"] = "false"
-    importlib.import_module("rig.shims.layers").register()
-    world = World(model, int(largest))
-    result = {name: list(SUITES[name](world)) for name in names or SUITES}
-    with open(file, "w") as output:
-        json.dump(result, output)
+def decided(model: str, largest: int, suites: list[str]) -> dict[str, list[Any]]:
+    """Return the decisions of the named suites: for each, pairs of case and decision."""
+    world = World(model, largest)
+    return {name: list(SUITES[name](world)) for name in suites or SUITES}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    os.environ["SGLANG_USE_MESSAGE_QUEUE_BROADCASTER"] = "false"
+    placeholders.register()
+    answer(lambda asked: decided(**asked))

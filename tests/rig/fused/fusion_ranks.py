@@ -1,7 +1,7 @@
 """Four ranks: sglang's real groups over gloo, and FlashInfer's own code around a stand-in for memory.
 
-Started with the rig's Python by test_ranks.py of the entries about workspaces: imports sglang once, then forks the ranks
-of each scenario, and prints what each of them has found. What a GPU would do is replaced: a buffer
+Runs in the rig's Python, and is asked by test_ranks.py of the entries about workspaces: imports
+sglang once, then forks the ranks of each scenario, and says what each of them has found. What a GPU would do is replaced: a buffer
 of device memory is a memory file that names the rank which has made it, so that the handles which
 FlashInfer exchanges tell whose memory a rank has got; the fused kernel is a sum over those ranks.
 """
@@ -21,7 +21,6 @@ import os
 import random
 import signal
 import socket
-import sys
 import tempfile
 import time
 import traceback
@@ -33,6 +32,7 @@ from unittest.mock import MagicMock
 
 import torch
 import torch.distributed as dist
+from rig.answering import answer
 from sglang.srt import server_args
 from sglang.srt.distributed import parallel_state
 from sglang.srt.layers import communicator, dp_attention, flashinfer_comm_fusion, layernorm
@@ -46,8 +46,8 @@ PATCHED = hasattr(flashinfer_comm_fusion, "commfix_ensure_workspace")
 
 # ---------------------------------------------------------------- FlashInfer
 
-FAULT: dict[str, object] = {"at": None, "ranks": ()}
-COUNT = {"allocated": 0, "created": 0, "bytes": 0}
+FAULT: dict[str, typing.Any] = {"at": None, "ranks": ()}
+COUNT: dict[str, int] = {"allocated": 0, "created": 0, "bytes": 0}
 
 
 def fault(at: str) -> None:
@@ -77,9 +77,9 @@ class CpuTorch:
         return torch.tensor(data, dtype=dtype)
 
 
-def take(file: Path, names: set[str], namespace: dict[str, object]) -> dict[str, object]:
+def take(file: Path, names: set[str], namespace: dict[str, typing.Any]) -> dict[str, typing.Any]:
     """Run the definitions of `names` as they stand in FlashInfer's file, without decorators."""
-    nodes = []
+    nodes: list[ast.stmt] = []
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name in names:
             node.decorator_list = []
@@ -143,7 +143,7 @@ def flashinfer(folder: Path) -> SimpleNamespace:
         """Instead of torch's symmetric memory: whose memory the ranks of this group would get."""
         group = dist.distributed_c10d._resolve_process_group(group_name)
         ranks = dist.get_process_group_ranks(group)
-        met = [None] * len(ranks)
+        met = [-1] * len(ranks)
         dist.all_gather_object(met, RANK, group=group)
         return [met[peer] for peer in range(world_size)], None, None
 
@@ -268,7 +268,7 @@ def pre_initialize(hidden: int = HIDDEN, dtype: torch.dtype = torch.float32) -> 
         )
 
 
-def state() -> dict[str, object]:
+def state() -> dict[str, typing.Any]:
     managers = (
         [*flashinfer_comm_fusion.commfix_workspace_managers.values()]
         if PATCHED
@@ -298,9 +298,8 @@ def batch(size: int = 4) -> SimpleNamespace:
 def close_to_sum_over(ranks: list[int], outcome: tuple[torch.Tensor, torch.Tensor]) -> bool:
     wanted = RESIDUAL + sum(INPUTS[rank] for rank in ranks)
     norm = torch.nn.functional.rms_norm(wanted, (HIDDEN,), eps=1e-6)
-    return torch.allclose(outcome[0], norm, atol=1e-5) and torch.allclose(
-        outcome[1], wanted, atol=1e-5
-    )
+    close = functools.partial(torch.allclose, atol=1e-5)
+    return bool(close(outcome[0], norm) and close(outcome[1], wanted))
 
 
 def reduces(kind: str, use_attn_tp_group: bool) -> list[list[int]]:
@@ -420,7 +419,7 @@ def memory(version: str) -> typing.Any:
     COMM.update(version)
     lay_out(tp=4)
     pre_initialize(4096)
-    suffices = []
+    suffices: list[bool | str] = []
     for free in (COUNT["bytes"], COUNT["bytes"] - 8 * 2**20):
         torch.cuda.mem_get_info = lambda free=free: (free, 2**40)
         try:
@@ -592,5 +591,4 @@ generator = torch.Generator().manual_seed(1)
 INPUTS = [torch.randn(4, HIDDEN, generator=generator) for _ in range(WORLD)]
 RESIDUAL = torch.randn(4, HIDDEN, generator=generator)
 
-results = [run(*scenario) for scenario in json.loads(Path(sys.argv[1]).read_text())]
-Path(sys.argv[2]).write_text(json.dumps({"patched": PATCHED, "results": results}))
+answer(lambda scenario: {"patched": PATCHED, "found": run(*scenario)})

@@ -1,7 +1,7 @@
 """Mutants of real files: what the engine may never do to any of them.
 
-    python tests/releases/fuzz.py --count 100000 --jobs 4
-    python tests/releases/fuzz.py --case 1:731:12      # one that failed, again
+    python tests/rig/sources/fuzz.py --count 100000 --jobs 4
+    python tests/rig/sources/fuzz.py --case 1:731:12      # one that failed, again
 
 Files of releases are changed in and around what an entry looks at: in ways that mean nothing, in
 ways that mean something, by binding names anew, by damage. Then the engine decides, for the entry
@@ -25,19 +25,19 @@ import tokenize
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 
 if __name__ == "__main__":
-    ROOT = Path(__file__).parents[2]
-    sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
+    sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import mutations
 from fingerprints import Edited
-from published import RELEASES, released
+from rig.sources import mutations
+from rig.sources.published import RELEASES, released
 
 from sglang_commfix.engine.errors import SourceError
 from sglang_commfix.engine.fingerprint import Definition, find_scope, normal_form
@@ -101,12 +101,15 @@ KEPT = [
 ]
 
 
+What = Callable[..., Any] | str
+
+
 @dataclass(frozen=True)
 class Mutation:
     """One step; `seed` makes it the same again, whatever steps go before."""
 
     kind: str  # neutral, local, changed, lost, kept, damaged
-    what: Callable[..., object] | str
+    what: What
     seed: int
 
     def __str__(self) -> str:
@@ -117,9 +120,8 @@ class Mutation:
 def drawn(chance: random.Random) -> list[Mutation]:
     """Draw what happens to one file."""
 
-    def some(kind: str, of: list[Callable[..., object]] | list[str], most: int) -> list[Mutation]:
-        chosen = chance.sample(of, chance.randint(1, most))
-        chosen.sort(key=of.index)  # type: ignore[arg-type]
+    def some(kind: str, of: Sequence[What], most: int) -> list[Mutation]:
+        chosen = sorted(chance.sample(of, chance.randint(1, most)), key=of.index)
         return [Mutation(kind, what, chance.getrandbits(32)) for what in chosen]
 
     whole = partial(some, "neutral", WHOLE, 2)
@@ -294,7 +296,7 @@ class Case:
         except SourceError:
             return False
         before = self.ground.scope(self.target)
-        return bool(now and before) and normal_form(now) == normal_form(before)
+        return bool(now and before and normal_form(now) == normal_form(before))
 
     def minimised(self) -> list[Mutation]:
         """Leave out every step that the failure does not need."""

@@ -1,28 +1,20 @@
-"""Imports sglang once and forks the ranks of every case: `python -m rig.layers.worker`.
-
-A line of JSON on standard input is a case, one on standard output its outcome. The first line on
-standard output says that sglang is imported, and which. Everything else goes to standard error.
-"""
+"""Imports sglang once and forks the ranks of every case; asked by `LayerProcess`."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
-import json
 import multiprocessing
 import os
-import signal
-import sys
 import tempfile
 import time
 import traceback
 from multiprocessing import connection
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
+from rig.answering import answer, end_with_parent
 from rig.layers.case import Case, RankReport
-from rig.shims import layers as shims
+from rig.shims import placeholders
 
 
 if TYPE_CHECKING:
@@ -30,30 +22,12 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = 60.0
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    answers = _keep_standard_output()
-    shims.register()
+    placeholders.register()
     _import_sglang()
-    sglang: Any = importlib.import_module("sglang")
-    _answer(answers, {"sglang": str(Path(sglang.__file__).parent)})
-    for line in sys.stdin:
-        request = json.loads(line)
-        ranks = _run(Case.from_json(request["case"]), request["checkpoint"])
-        _answer(answers, {"ranks": [report.to_json() for report in ranks]})
-
-
-def _keep_standard_output() -> IO[str]:
-    """For answers alone: whatever else is printed here goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return answers
-
-
-def _answer(answers: IO[str], content: object) -> None:
-    print(json.dumps(content), file=answers, flush=True)
+    answer(lambda asked: run(Case.from_json(asked["case"]), asked["checkpoint"]))
 
 
 def _import_sglang() -> None:
@@ -66,7 +40,8 @@ def _import_sglang() -> None:
         importlib.import_module(name)
 
 
-def _run(case: Case, checkpoint: str) -> list[RankReport]:
+def run(case: Case, checkpoint: str) -> list[dict[str, Any]]:
+    """Return what every rank of the case reports."""
     context = multiprocessing.get_context("fork")
     # Here once, for the ranks of all cases; what is wrong with it, they will say.
     with contextlib.suppress(Exception):
@@ -85,7 +60,7 @@ def _run(case: Case, checkpoint: str) -> list[RankReport]:
             theirs.close()
             processes.append(process)
         try:
-            return _collect(pipes)
+            return [report.to_json() for report in _collect(pipes)]
         finally:
             for pipe in pipes:
                 pipe.close()
@@ -122,7 +97,7 @@ def _rank(
     parent: Connection,
     inherited: list[Connection],
 ) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     for pipe in inherited:
         # The parent's ends: as long as one is open here, nobody sees the parent close it.
         pipe.close()

@@ -1,6 +1,6 @@
 """Ranks that call FlashInfer's fused all-reduce by a release's own functions, and are declined.
 
-A program: ``python declining.py ASKED ANSWERS``, with a Python that has torch. What sglang does
+Runs in the rig's Python, and is asked for scenes. What sglang does
 between a layer and FlashInfer's kernel is taken as text from the release's `layernorm.py` and
 `flashinfer_comm_fusion.py`, so that any release can be asked, and nothing of sglang is imported. What
 these functions call is replaced: groups (over gloo), configuration, the norm, FlashInfer. The kernel
@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rig.answering import answer
 
 
 HIDDEN = 64
@@ -367,7 +368,7 @@ def _fusion(
 
 
 def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return ((found - wanted).norm() / wanted.norm()).item()
+    return float((found - wanted).norm() / wanted.norm())
 
 
 def run(scene: Scene) -> list[Any]:
@@ -411,14 +412,7 @@ def _be(folder: Path, rank: int, scene: Scene) -> None:
     signal.pause()
 
 
-def main() -> None:
-    """Answer every scene that is asked for."""
-    logging.disable()
-    asked, answers = map(Path, sys.argv[1:])
-    found = [run(Scene(**scene)) for scene in json.loads(asked.read_text())]
-    answers.write_text(json.dumps(found))
-
-
 if __name__ == "__main__":
+    logging.disable()
     torch.set_num_threads(1)
-    main()
+    answer(lambda scene: run(Scene(**scene)))

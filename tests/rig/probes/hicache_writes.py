@@ -101,7 +101,7 @@ def _count(hiradix_cache: Any) -> None:
         written = write_backup(self, *args, **kwargs)
         self.rig_report["written"] += written
         self.rig_report["failed"] += written == 0
-        probe.report("hicache", _rank(), self.rig_report)
+        probe.report("hicache_writes", _rank(), self.rig_report)
         return written
 
     cache.__init__, cache.write_backup = start, count

@@ -16,8 +16,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from published import after, plan_for, tree
-
+from rig.sources.published import after, plan_for, tree
 from sglang_commfix.engine.fingerprint import find_scope, parse
 
 
@@ -69,12 +68,12 @@ def text_of(release: str, module: str, scope: str, select: str | None) -> str:
         syntax = parse(after(plan_for(release, select).modules[module]))
     function = find_scope(syntax, scope)
     assert isinstance(function, ast.FunctionDef)
-    function = ast.parse(textwrap.dedent(ast.unparse(function))).body[0]  # a copy
-    assert isinstance(function, ast.FunctionDef)
-    for argument in function.args.args:
+    (copied,) = ast.parse(textwrap.dedent(ast.unparse(function))).body
+    assert isinstance(copied, ast.FunctionDef)
+    for argument in copied.args.args:
         argument.annotation = None
-    function.returns = None
-    return ast.unparse(function)
+    copied.returns = None
+    return ast.unparse(copied)
 
 
 @dataclass

@@ -9,7 +9,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from fingerprints import fetch, wanted_files
+from fingerprints import wanted_files
+from wheels import fetch
 
 from sglang_commfix.engine.guard import Finding, decide
 from sglang_commfix.engine.make_lock import make_lock
@@ -25,7 +26,7 @@ from sglang_commfix.run.plan import Module, Plan, select
 
 
 RELEASES: list[str] = json.loads(
-    (Path(__file__).parents[2] / "patches" / "releases.json").read_text()
+    (Path(__file__).parents[3] / "patches" / "releases.json").read_text()
 )
 
 

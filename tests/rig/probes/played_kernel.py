@@ -13,7 +13,7 @@ from typing import Any
 
 import wrapt
 
-from rig.layers import fusion
+from rig.layers import fused_kernel
 from rig.layers.collectives import Recorder
 from rig.probes import probe
 
@@ -31,7 +31,7 @@ def _instrument(module: Any) -> None:
             server_args.enable_flashinfer_allreduce_fusion = True
         # From 0.5.16 on one object says where the rank stands.
         place = kwargs.get("ps") or SimpleNamespace(**kwargs)
-        fusion.enable(_Counter(place.pp_rank * place.tp_size + place.tp_rank))
+        fused_kernel.enable(_Counter(place.pp_rank * place.tp_size + place.tp_rank))
         initialise(self, *args, server_args=server_args, **kwargs)
 
     module.ModelRunner.__init__ = start
@@ -45,4 +45,4 @@ class _Counter(Recorder):
 
     def note(self, operation: str, group: str) -> None:
         self._calls += 1
-        probe.report("flashinfer", self._rank, self._calls)
+        probe.report("played_kernel", self._rank, self._calls)

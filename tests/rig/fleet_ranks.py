@@ -1,7 +1,6 @@
 """Ranks of one model that come up, each with an environment of its own.
 
-Run with the rig's Python: it reads a scenario a line from standard input, and writes what came of
-each rank. What sglang imports is imported once, sglang itself in every rank, so that each decides
+Runs in the rig's Python, and is asked for scenarios: what comes of each rank. What sglang imports is imported once, sglang itself in every rank, so that each decides
 for itself.
 """
 
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed
+
+from rig.answering import answer, end_with_parent
 
 
 def rank(number: int, size: int, port: int, given: dict[str, Any]) -> None:
@@ -61,6 +62,7 @@ def fork(number: int, size: int, port: int, given: dict[str, Any], log: Path) ->
     child = os.fork()
     if child:
         return child
+    end_with_parent()
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
@@ -121,5 +123,4 @@ def import_what_sglang_imports() -> None:
 
 if __name__ == "__main__":
     import_what_sglang_imports()
-    for line in sys.stdin:
-        print(json.dumps(run(**json.loads(line))), flush=True)
+    answer(lambda scenario: run(**scenario))

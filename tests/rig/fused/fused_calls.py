@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from published import plan_for, tree
+from rig.asking import ask
 from rig.environment import Environment
+from rig.releases import INSTALLED
+from rig.sources.published import plan_for, tree
 
 
 MODULES = ("layernorm", "flashinfer_comm_fusion")
@@ -50,7 +51,7 @@ class Answers:
         scenes: Mapping[str, Mapping[str, Any]],
         asked: Callable[[str], Iterable[Asked]],
     ) -> None:
-        self._python = str(environment.python)
+        self._environment = environment
         self._folder = folder
         self._scenes = scenes
         self._asked = asked
@@ -77,12 +78,8 @@ class Answers:
             layernorm, fusion = map(str, files.values())
             wanted[key] = {**self._scenes[one.scene], "layernorm": layernorm, "fusion": fusion}
         if wanted:
-            request, answers = self._folder / "asked.json", self._folder / "answers.json"
-            request.write_text(json.dumps([*wanted.values()]))
-            program = [self._python, str(PROGRAM), str(request), str(answers)]
-            done = subprocess.run(program, capture_output=True, text=True, timeout=500, check=False)
-            assert done.returncode == 0, done.stderr[-4000:]
-            self._found |= dict(zip(wanted, json.loads(answers.read_text()), strict=True))
+            found = ask(INSTALLED, PROGRAM, *wanted.values(), environment=self._environment)
+            self._found |= dict(zip(wanted, found, strict=True))
 
 
 @cache

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sglang_commfix.run.plan import Plan
 
 
-def locate(folder: str | Path | None = None) -> Sglang:
+def which_sglang(folder: str | Path | None = None) -> Sglang:
     """Find sglang: in ``folder``, which contains the package, or where Python would import it.
 
     Raises:
@@ -71,4 +71,4 @@ def current_plan(sglang_path: str | Path | None = None, select: str | None = Non
     if select is None and not os.environ.get(SELECT, "").strip():
         select = "1"
     settings = read_settings(select=select)
-    return make_plan(locate(sglang_path), settings)
+    return make_plan(which_sglang(sglang_path), settings)

@@ -15,7 +15,7 @@ from rig.probes import probe
 
 
 def install() -> None:
-    probe.register("fusion", _examine)
+    probe.register("fusion_decisions", _examine)
 
 
 def _examine(model_runner: Any) -> list[dict[str, object]]:

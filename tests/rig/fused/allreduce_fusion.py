@@ -12,7 +12,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-import published
+from rig.sources import published
 
 from sglang_commfix.engine.fingerprint import find_scope, parse
 
