@@ -253,6 +253,8 @@ class Comparison:
 
     def __str__(self) -> str:
         left, right = self.operands[0], self.operands[1]
+        if left == Name("machine") and self.signs == ("=",) and isinstance(right, Constant):
+            return f"on {right.value}"
         if self.signs == ("=",) and isinstance(left, Name) and left.flag:
             said = f"`{left.flag} {right.value}`" if isinstance(right, Constant) else ""
             return said or f"{left} = {right}"
@@ -390,7 +392,7 @@ class Condition:
             known, there = launch.machine is not None, launch.machine in self.machines
             yield f"on {', '.join(self.machines)}", _if_known(known, there)
         if self.also:
-            yield self.also, Answer.MAY
+            yield f"what no launch can tell: {self.also}", Answer.MAY
 
     def answer(self, launch: Launch) -> Answer:
         """Return what is known of it."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake import Upstream, patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rig.stand_in import Upstream, patch
 
 from sglang_commfix.engine.conditions import (
     Answer,
@@ -237,6 +237,7 @@ class TestConditions:
             ("moe_a2a_backend in ('mori', 'nixl')", "`--moe-a2a-backend` `mori` or `nixl`"),
             ("request_pool % attn_tp_size != 0", "request pool % attention-TP size ≠ 0"),
             ("moe_a2a_backend != 'none'", "`--moe-a2a-backend` ≠ `none`"),
+            ('machine == "H20"', "on H20"),
             ("SGLANG_USE_AITER", "`SGLANG_USE_AITER`"),
             (
                 "moe_dense_tp_size == 1 or dp_attention",

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
-from published import RELEASES
 from rig.entries import FOLDER, declared
 from rig.expected import FLAGS as MODEL_FLAGS
 from rig.expected import LAYOUTS, RIGHT, TP4_CP4_MOE_DP2, TP4_DP2_CP2
 from rig.layers.case import Case
 from rig.matrix import expected
-from wheels import automatic, defaults, leaving, texts
+from rig.sources.arguments import automatic, defaults, leaving, texts
+from rig.sources.published import RELEASES
 
 from sglang_commfix.engine.conditions import Answer, Condition, Fact, Launch, logic_in, names_in
 from sglang_commfix.engine.register import Patch, facts, load, patches_folder

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from fingerprints import fetch
+from wheels import fetch
 
 
 _ARGUMENTS = "sglang/srt/server_args.py"
@@ -115,10 +115,10 @@ def automatic(release: str) -> tuple[Automatic, ...]:
 def _switches(node: ast.AST, tests: tuple[ast.expr, ...]) -> Iterator[tuple[ast.expr, ...]]:
     """Yield the tests around each statement that switches it on."""
     if isinstance(node, ast.If):
-        for child in node.body:
-            yield from _switches(child, (*tests, node.test))
-        for child in node.orelse:
-            yield from _switches(child, tests)
+        for inside in node.body:
+            yield from _switches(inside, (*tests, node.test))
+        for beside in node.orelse:
+            yield from _switches(beside, tests)
         return
     if isinstance(node, ast.Assign | ast.Return) and _switches_on(node):
         yield tests
@@ -160,7 +160,8 @@ def _automatic(
 ) -> Automatic:
     architectures: set[str] = set()
     for atom in listed:
-        named = [names[one.id] for one in ast.walk(atom) if getattr(one, "id", "") in names]
+        inside = [one.id for one in ast.walk(atom) if isinstance(one, ast.Name)]
+        named = [names[name] for name in inside if name in names]
         architectures |= _words(atom).union(*named)
     machines: set[str] = set()
     asks: set[str] = set()
