@@ -142,9 +142,9 @@ def _quotient(launch: Launch, *names: str) -> Value | Unknown:
 
 
 def _expert_parallel(launch: Launch) -> Value | Unknown:
-    """Return the expert-parallel size: every all-to-all makes it the tensor-parallel size."""
+    """Return the expert-parallel size: all-to-alls but one make it the tensor-parallel size."""
     back_end, said = launch.look("moe_a2a_backend"), launch.flags.get("ep_size", UNKNOWN)
-    if back_end == "none":
+    if back_end in {"none", "ascend_tp"}:
         return said
     everyone = launch.look("tp_size")
     return everyone if back_end is not UNKNOWN or said == everyone else UNKNOWN

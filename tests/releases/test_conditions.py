@@ -19,10 +19,30 @@ from rig.expected import FLAGS as MODEL_FLAGS
 from rig.expected import LAYOUTS, RIGHT, TP4_CP4_MOE_DP2, TP4_DP2_CP2
 from rig.layers.case import Case
 from rig.matrix import expected
-from rig.sources.arguments import automatic, defaults, leaving, texts
+from rig.sources.arguments import (
+    automatic,
+    built_with,
+    defaults,
+    leaving,
+    models,
+    spanning,
+    texts,
+)
 from rig.sources.published import RELEASES
 
-from sglang_commfix.engine.conditions import Answer, Condition, Fact, Launch, logic_in, names_in
+from sglang_commfix.engine.conditions import (
+    Answer,
+    Comparison,
+    Condition,
+    Constant,
+    Fact,
+    Launch,
+    Logic,
+    Membership,
+    Name,
+    logic_in,
+    names_in,
+)
 from sglang_commfix.engine.register import Patch, facts, load, patches_folder
 from sglang_commfix.run.plan import DEFAULT_KINDS
 
@@ -145,6 +165,51 @@ class TestFusionByItself:
             "NemotronHPuzzleForCausalLM",
         }
         assert bool(said) == bool(leaving(release))
+
+
+class TestWhatElseIsSaidOfReleases:
+    pytestmark = reads_wheels
+
+    def test_every_architecture_is_one_of_some_release(self) -> None:
+        every = "\n".join(text for release in RELEASES for text in models(release).values())
+
+        assert [name for name in facts().called if not re.search(rf"\b{name}\b", every)] == []
+
+    def test_models_with_gemmas_norm_are_those_that_leave_all_reduces_and_have_it(self) -> None:
+        entry = REGISTER["32963-hybrid-ep-tp-fusion"]
+        having = {
+            name
+            for release in entry.affected_releases
+            for name in built_with(release, "GemmaRMSNorm") & leaving(release)
+            if name in facts().called
+        }
+
+        assert having == set(facts().classes["models with Gemma's RMSNorm"])
+
+    @each_release
+    def test_an_all_to_all_makes_the_expert_parallel_size_the_tensor_parallel_size(
+        self, release: str
+    ) -> None:
+        asked = {
+            str(value)
+            for one in REGISTER["34006-moe-all-to-all-double-reduce"].meets
+            if one.releases.contains(release, True)
+            for part in one.flags
+            for value in values_of(part)
+        }
+
+        assert asked <= spanning(release)
+        assert not {"none", "ascend_tp"} & spanning(release)
+        assert "deepep" in spanning(release)
+
+
+def values_of(part: Logic) -> tuple[Any, ...]:
+    """The words that an all-to-all is compared with."""
+    if isinstance(part, Membership):
+        return part.values
+    if isinstance(part, Comparison) and part.operands[0] == Name("moe_a2a_backend"):
+        return tuple(one.value for one in part.operands[1:] if isinstance(one, Constant))
+    return ()
 
 
 class TestAvoidance:

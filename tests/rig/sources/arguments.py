@@ -6,7 +6,6 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from wheels import fetch
 
@@ -33,6 +32,11 @@ _MODELS = (
     "laguna", "mellum", "mimo_v2", "mimo_v2_flash", "minimax_m2", "mistral_large_3", "nemotron_h",
     "nemotron_h_utils", "qwen2_moe", "qwen3_5", "qwen3_moe", "qwen3_next", "qwen3_omni_moe",
     "qwen3_vl_moe", "sdar_moe", "step3p5",
+)  # fmt: skip
+# Others with an architecture that patches/launches.toml names.
+_MORE_MODELS = (
+    "deepseek_v4", "falcon_h1", "granitemoehybrid", "interns1", "internvl", "jet_nemotron", "jet_vlm",
+    "kimi_linear", "lfm2", "lfm2_moe", "lfm2_vl", "nano_nemotron_vl", "pixtral", "qwen4_exp",
 )  # fmt: skip
 LEAVES_ALLREDUCE = "should_fuse_mlp_allreduce_with_next_layer"
 
@@ -184,26 +188,56 @@ def _automatic(
 @cache
 def leaving(release: str) -> frozenset[str]:
     """Architectures whose file, or one that it builds on, has layers that leave their all-reduce."""
-    files = texts(release, tuple(f"sglang/srt/models/{name}.py" for name in _MODELS))
-    trees = {Path(name).stem: ast.parse(text) for name, text in files.items()}
-    asking = {Path(name).stem for name, text in files.items() if LEAVES_ALLREDUCE in text}
+    return built_with(release, LEAVES_ALLREDUCE)
 
-    def leaves(name: str, seen: frozenset[str]) -> bool:
-        if name in asking or name in seen or name not in trees:
-            return name in asking
+
+@cache
+def built_with(release: str, word: str) -> frozenset[str]:
+    """Architectures whose file, or one that it builds on, has the word."""
+    files = models(release)
+    trees = {name: ast.parse(text) for name, text in files.items() if name in _MODELS}
+    having = {name for name, text in files.items() if word in text}
+
+    def has(name: str, seen: frozenset[str]) -> bool:
+        if name in having or name in seen or name not in trees:
+            return name in having
         built_on = {
             (node.module or "").rpartition(".")[2]
             for node in ast.walk(trees[name])
             if isinstance(node, ast.ImportFrom)
         }
-        return any(leaves(other, seen | {name}) for other in built_on)
+        return any(has(other, seen | {name}) for other in built_on)
 
     return frozenset(
         one.id
         for name, tree in trees.items()
-        if leaves(name, frozenset())
+        if has(name, frozenset())
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EntryClass"
         for one in ast.walk(node.value)
         if isinstance(one, ast.Name)
     )
+
+
+@cache
+def models(release: str) -> dict[str, str]:
+    """The files of models that are looked at, as far as the release has them."""
+    names = {f"sglang/srt/models/{name}.py": name for name in (*_MODELS, *_MORE_MODELS)}
+    return {names[file]: text for file, text in texts(release, tuple(names)).items()}
+
+
+@cache
+def spanning(release: str) -> frozenset[str]:
+    """The all-to-all back-ends that make the expert-parallel size the tensor-parallel size."""
+    found: set[str] = set()
+    for text in texts(release).values():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Assign) and "EP_SPANNING" in ast.unparse(node.targets[0]):
+                found |= _words(node.value)
+            if (
+                isinstance(node, ast.If)
+                and "moe_a2a_backend ==" in ast.unparse(node.test)
+                and "self.ep_size = self.tp_size" in [ast.unparse(one) for one in node.body]
+            ):
+                found |= _words(node.test)
+    return frozenset(found)
