@@ -380,6 +380,68 @@ OF_TESTS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
 }  # fmt: skip
 
 
+# Launches next to them that are right: of an entry's tests, or by its text.
+RIGHT_BESIDE: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
+    "11665-glm4-moe-double-reduce": [("", "glm4-moe", TP_2), ("", "deepseek-v3", DP_2)],
+    "19918-dummy-run-alignment": [
+        (">=0.5.7", "deepseek-v3", {**DENSE_TP_1, "max_running_requests": 4}),
+        (">=0.5.7", "deepseek-v3", {**TP_2, "max_running_requests": 3}),
+        (">=0.5.10", "deepseek-v3", {**DENSE_TP_1, "max_running_requests": 3}),
+        (">=0.5.7", "deepseek-v3", {**DENSE_TP_1, "moe_runner_backend": "triton"}),
+    ],
+    "19918-scattered-mlp-fusion": [("", "deepseek-v3", TP_2), ("", "qwen3-moe", DENSE_TP_1)],
+    "21249-workspace-preinit": [("", "qwen3-moe", {**TP_2_PP_2, **DP_2})],
+    "22003-moe-cp-decoupled": [
+        ("", "qwen3-moe", {"tp_size": 2, "attn_cp_size": 2, "moe_dp_size": 2}),
+        ("", "deepseek-v3", {"tp_size": 4, "attn_cp_size": 2}),
+    ],
+    "22642-dp-reduce-scatterv": [
+        ("", "deepseek-v3", {**DP_2, "ep_size": 2, "enable_symm_mem": True}),
+        ("", "deepseek-v3", {**DP_2, "ep_size": 1}),
+    ],
+    "24785-sum-len-contract": [("", "qwen3-moe", {**DP_2, "ep_size": 2})],
+    "26923-hicache-writing-check": [
+        (">=0.5.10", "qwen3-next", HICACHE),
+        ("", "qwen3-moe", {**HICACHE, **DP_2}),
+        ("", "qwen3-moe", {**HICACHE, "hicache_write_policy": "write_back"}),
+        (">=0.5.12", "qwen3-moe", {**HICACHE, "SGLANG_ENABLE_UNIFIED_RADIX_TREE": True}),
+    ],
+    "26923-himamba-writing-check": [("", "qwen3-moe", HICACHE), (">=0.5.13", "qwen3-next", HICACHE)],
+    "27489-unified-writing-check": [("", "qwen3-moe", HICACHE)],
+    "28619-pipeline-stage-fusion": [
+        (">=0.5.14", "qwen3-moe", TP_2_PP_2),
+        ("", "deepseek-v3", TP_2),
+        (">=0.5.4.post1", "deepseek-v3", {**TP_2_PP_2, **DP_2, **ASKED}),
+    ],
+    "32663-reduce-scatterv-sizes": [("", "qwen3-moe", {**DP_2, "ep_size": 2})],
+    "32963-hybrid-ep-tp-fusion": [
+        ("", "qwen3-next", {"tp_size": 4, "ep_size": 2}),
+        ("", "qwen3-moe", {"tp_size": 4, "ep_size": 4}),
+        ("", "qwen3-moe", {"tp_size": 4, "ep_size": 2, "moe_a2a_backend": "deepep"}),
+    ],
+    "34006-moe-all-to-all-double-reduce": [
+        ("", "qwen3-moe", {**TP_2, "moe_a2a_backend": "deepep"}),
+        (">=0.5.18", "qwen3-moe", {**TP_2, "moe_a2a_backend": "mooncake"}),
+        ("", "deepseek-v3", {**TP_2, "moe_a2a_backend": "mooncake"}),
+    ],
+    "37199-gpt-oss-double-reduce": [
+        ("", "gpt-oss", {**DP_2, "tp_size": 4, "ep_size": 2}), ("", "qwen3-moe", {**DP_2, "ep_size": 2})
+    ],
+    "eagle3-partial-sums": [
+        (">=0.5.4.post2", "qwen3-moe", {**TP_2, **ASKED, "speculative_algorithm": "EAGLE3"}),
+        (">=0.5.14", "deepseek-v3", {**TP_2, **ASKED, "speculative_algorithm": "EAGLE3"}),
+        ("", "gpt-oss", {**TP_2, **ASKED, "speculative_algorithm": "EAGLE"}),
+    ],
+    "qwen3-moe-ep-double-reduce": [("", "qwen3-moe", DP_2)],
+    "qwen3-vl-deepstack-fusion": [("<0.5.14", "qwen3-vl-moe", TP_2), ("", "qwen3-moe", TP_2)],
+    "triton-pool-alignment": [
+        ("", "deepseek-v3", {**DENSE_TP_1, **TRITON, "max_running_requests": 4}),
+        ("", "deepseek-v3", {**TP_2, **TRITON, "max_running_requests": 3}),
+        ("", "deepseek-v3", {**DENSE_TP_1, "attention_backend": "fa3", "max_running_requests": 3}),
+    ],
+}  # fmt: skip
+
+
 def shown_by_tests() -> Iterator[Shown]:
     for entry, launches in OF_TESTS.items():
         for releases, model, flags in launches:
@@ -467,6 +529,14 @@ class TestWhatWasShown:
             if one.entry == entry:
                 for release in others:
                     assert patch.answer(replace(one.launch, release=release)) is Answer.NOT
+
+    @pytest.mark.parametrize("entry", RIGHT_BESIDE)
+    def test_a_launch_beside_it_that_is_right_does_not_meet_it(self, entry: str) -> None:
+        for releases, model, flags in RIGHT_BESIDE[entry]:
+            assert affected(entry, releases), releases
+            for release in affected(entry, releases):
+                found = REGISTER[entry].answer(launch(release, model, flags))
+                assert found is Answer.NOT, (release, model, flags, str(found))
 
     @pytest.mark.parametrize("entry", REGISTER)
     def test_where_nothing_is_known_but_the_release_nothing_can_be_told(self, entry: str) -> None:
