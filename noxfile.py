@@ -68,7 +68,7 @@ def lint(session: nox.Session) -> None:
 def releases(session: nox.Session) -> None:
     """Fill the cache with the published releases' files, so that no test has to."""
     _install(session)
-    session.run("python", "tools/locks.py", "--check")
+    session.run("python", "tools/fingerprints.py", "--fetch")
 
 
 @nox.session(python=_available())
@@ -78,7 +78,7 @@ def engine(session: nox.Session) -> None:
     What releases hold is looked at there alone, and adds nothing to what is covered.
     """
     _install(session)
-    tests = ["-n", "auto", "--dist", "worksteal"]
+    tests = ["-n", "auto", "--dist", "loadgroup"]
     without_servers = "not servers and not packaging"
     if session.python != HERE:
         if session.python == PYTHONS[0]:
@@ -90,7 +90,7 @@ def engine(session: nox.Session) -> None:
     _install_hosts(session)
     tests += ["-m", without_servers]
     folders = {str(folder) for folder in Path("tests").iterdir() if folder.is_dir()}
-    held_by_releases = {"tests/patches", "tests/releases", "tests/servers"}
+    held_by_releases = {"tests/docs", "tests/patches", "tests/releases", "tests/servers"}
     machine = sorted(folders - held_by_releases - {"tests/rig"})
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *tests, *machine, *session.posargs)
@@ -108,10 +108,13 @@ def packaging(session: nox.Session) -> None:
 
 @nox.session(python=HERE)
 def servers(session: nox.Session) -> None:
-    """Real sglang servers on the CPU; ``-- -m servers`` for all of them."""
+    """Real sglang servers on the CPU; ``-- -m servers`` for all of them.
+
+    Half of a server's start is waiting: two files at once, and what a file shares is started once.
+    """
     _install(session)
     chosen = session.posargs or ["-m", "servers and not servers_full"]
-    session.run("pytest", "-v", "--durations=25", *chosen)
+    session.run("pytest", "-v", "--durations=25", "-n", "2", "--dist", "loadfile", *chosen)
 
 
 @nox.session(python=HERE)

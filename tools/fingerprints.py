@@ -130,18 +130,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
     parser.add_argument("--offline", action="store_true", help="use the releases known already")
+    parser.add_argument("--fetch", action="store_true", help="only download what is known")
     arguments = parser.parse_args()
     register = load_folder(PATCHES, complete=False)
     listed = PATCHES / "releases.json"
-    releases = json.loads(listed.read_text(encoding="utf-8")) if arguments.offline else published()
+    known = json.loads(listed.read_text(encoding="utf-8"))
+    releases = known if arguments.offline or arguments.fetch else published()
     files = wanted_files(register.patches)
+    if arguments.fetch:
+        fetch_all(releases, files)
+        return 0
     table = {}
     for number, (release, folder) in enumerate(fetch_all(releases, files).items(), 1):
         print(f"\r{number}/{len(releases)} {release:12}", end="", file=sys.stderr, flush=True)
         tree = Tree(Sglang(folder / "sglang"))
         table[release] = fingerprints_of(tree, register.patches)
     print(file=sys.stderr)
-    known = json.loads(listed.read_text(encoding="utf-8"))
     for before, release in pairwise(releases):
         if known and release not in known:
             print("\n".join(changes(release, before, table)))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 # Each reads what those before it have written.
-TOOLS = ("fingerprints", "locks", "reduction_contract", "patch_table", "server_table")
+TOOLS = ("fingerprints", "locks", "reduction_contract", "patch_table", "server_table", "pages")
 
 
 def main() -> int:

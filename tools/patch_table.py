@@ -227,25 +227,45 @@ def _newest_first(register: Register) -> list[Patch]:
     )
 
 
+# What somebody with an incident looks for: the first of these words in `seen` decides.
+_SEEN = {
+    "wrong": "Wrong answers",
+    "hang": "It hangs",
+    "dies": "It dies",
+    "slow": "It is slow",
+}
+
+
 def render_readme(register: Register, text: str) -> str:
     """Return the README with its tables made anew: faults by symptom, and what is optional."""
-    tables = {
-        "faults": [("symptom", "launch flags", "releases", "patch")],
-        "gains": [("what it brings", "launch flags", "releases", "patch")],
-    }
+    faults: dict[str, list[tuple[str, ...]]] = {heading: [] for heading in _SEEN.values()}
+    gains = []
     for patch in sorted(_newest_first(register), key=lambda patch: patch.seen):
-        by_default = patch.kind in DEFAULT_KINDS
         affected = patch.fingerprints.spans(patch.affected_releases)
         link = f"[`{patch.id}`](docs/patches.md#{patch.id})"
-        link = link if by_default else f"{link} ({patch.kind})"
-        row = (patch.seen, patch.flags, affected, link)
-        tables["faults" if by_default else "gains"].append(row)
-    for name, rows in tables.items():
+        if patch.kind in DEFAULT_KINDS:
+            faults[_heading(patch)].append((patch.seen, patch.flags, affected, link))
+        else:
+            gains.append((patch.seen, patch.flags, affected, f"{link} ({patch.kind})"))
+    links = [f"[{heading}](#{heading.lower().replace(' ', '-')})" for heading in faults]
+    parts = [" ·\n".join(links) + "\n"]
+    for heading, rows in faults.items():
+        head = ("what you see", "launch flags", "releases", "patch")
+        parts.append(f"### {heading}\n\n{_table([head, *rows])}")
+    head = ("what it brings", "launch flags", "releases", "patch")
+    for name, content in {"faults": "\n".join(parts), "gains": _table([head, *gains])}.items():
         begin = f"<!-- {name}: by tools/patch_table.py -->\n"
         before, _, rest = text.partition(begin)
         _, end, after = rest.partition("<!-- end -->")
-        text = f"{before}{begin}\n{_table(rows)}\n{end}{after}"
+        text = f"{before}{begin}\n{content}\n{end}{after}"
     return text
+
+
+def _heading(patch: Patch) -> str:
+    for word, heading in _SEEN.items():
+        if word in patch.seen:
+            return heading
+    raise SystemExit(f"{patch.id}: seen has none of the words {', '.join(_SEEN)}")
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.servers
 RELEASE, OTHER = "0.5.11", "0.5.10.post1"
 ON = {"SGLANG_COMMFIX": "1"}
 STRICT = ON | {"SGLANG_COMMFIX_STRICT": "1"}
-SHORT = 4  # seconds, in place of 30, that a rank waits for what others say
+SHORT = 4  # seconds, in place of 30, that a rank waits for one that says nothing
 
 
 class Rank(NamedTuple):
@@ -60,7 +60,11 @@ def fleet(environment: Environment, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def on(environ: dict[str, str] = ON, **more: Any) -> dict[str, Any]:
-    return {"environ": environ, "wait": SHORT, **more}
+    return {"environ": environ, **more}
+
+
+def impatient(environ: dict[str, str] = ON, **more: Any) -> dict[str, Any]:
+    return on(environ, wait=SHORT, **more)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -141,13 +145,15 @@ class TestSilence:
     """A rank that says nothing is an error, and ends those that are strict."""
 
     def test_a_rank_without_the_variable(self, fleet: Fleet) -> None:
-        ranks = fleet.run(on(), on({}))
+        ranks = fleet.run(impatient(), on({}))
         assert [(rank.is_up, len(rank.errors)) for rank in ranks] == [(True, 1), (True, 0)]
         assert f"rank 1 did not say within {SHORT} s what it runs" in ranks[0].errors[0]
-        assert fleet.run(on(STRICT), on({}), patience=30)[0].status == 78
+        assert fleet.run(impatient(STRICT), on({}), patience=30)[0].status == 78
 
     def test_a_rank_that_is_killed_in_the_middle(self, fleet: Fleet) -> None:
-        ranks = fleet.run(on(STRICT), on(STRICT), on(STRICT, ends=True), patience=40)
+        ranks = fleet.run(
+            impatient(STRICT), impatient(STRICT), impatient(STRICT, ends=True), patience=40
+        )
         assert [rank.status for rank in ranks] == [78, 78, 9]
         assert all("rank 2 did not say" in rank.errors[0] for rank in ranks[:2])
 
@@ -155,12 +161,12 @@ class TestSilence:
         self, fleet: Fleet
     ) -> None:
         alone = STRICT | {"SGLANG_COMMFIX": "triton-pool-alignment"}
-        ranks = fleet.run(on(alone), on({}))
+        ranks = fleet.run(impatient(alone), on({}))
         assert [(rank.is_up, rank.errors) for rank in ranks] == [(True, [])] * 2
 
     def test_it_is_no_error_under_elastic_expert_parallelism(self, fleet: Fleet) -> None:
         rejoins = {"arguments": {"recovered_rank": True}}
-        ranks = fleet.run(on(STRICT, **rejoins), on({}, **rejoins))
+        ranks = fleet.run(impatient(STRICT, **rejoins), on({}, **rejoins))
         assert [(rank.is_up, rank.errors) for rank in ranks] == [(True, [])] * 2
 
 

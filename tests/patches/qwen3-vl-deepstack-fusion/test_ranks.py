@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rig.asking import ask
 from rig.checkpoints import ensure_model
-from rig.environment import Environment, ensure
+from rig.environment import ensure
 from rig.releases import LAYERS
 
 from sglang_commfix.engine.register import load
@@ -55,8 +55,7 @@ DECLINED = Scenario(declines=True)
 class Model:
     """Runs all scenarios with a release, without the patch and with it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
         self._found: dict[tuple[str, str | None], dict[Scenario, list[dict[str, Any]]]] = {}
 
     def __call__(self, release: str, select: str | None, scenario: Scenario) -> list[Any]:
@@ -67,25 +66,25 @@ class Model:
                 scenarios.append(ORDERED)
             if release in FALLBACK:
                 scenarios.append(DECLINED)
-            found = self._run(ensure([release]), release, select, scenarios)
+            found = ask_ranks(release, select, scenarios)
             self._found[release, select] = dict(zip(scenarios, found, strict=True))
         found = self._found[release, select][scenario]
         for rank in found:
             assert "raised" not in rank, rank["raised"]
         return found
 
-    def _run(
-        self, environment: Environment, release: str, select: str | None, asked: list[Scenario]
-    ) -> list[Any]:
-        program = Path(__file__).with_name("deepstack_ranks.py")
-        model = str(ensure_model("qwen3-moe", environment.models))
-        questions = [{"scenario": asdict(scenario), "checkpoint": model} for scenario in asked]
-        return ask(release, program, *questions, environment=environment, patches=select)
+
+def ask_ranks(release: str, select: str | None, scenarios: list[Scenario]) -> list[Any]:
+    environment = ensure([release])
+    program = Path(__file__).with_name("deepstack_ranks.py")
+    model = str(ensure_model("qwen3-moe", environment.models))
+    questions = [{"scenario": asdict(scenario), "checkpoint": model} for scenario in scenarios]
+    return ask(release, program, *questions, environment=environment, patches=select)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(tmp_path_factory.mktemp("deepstack"))
+def model() -> Model:
+    return Model()
 
 
 def of(releases: tuple[str, ...] | list[str]) -> pytest.MarkDecorator:
