@@ -140,21 +140,17 @@ class Report:
 
     @property
     def elsewhere(self) -> str:
-        """Say which of the patches to apply were shown on other machines alone; empty if none."""
-        own = {f"NVIDIA {gpu}": gpu for gpu in ("H100", "H200")} if self.machine == "NVIDIA" else {}
-        others = [
-            patch
-            for patch in self.patches
-            if patch.decision == "apply" and not set(own.values()) & set(patch.shown)
-        ]
-        if self.machine is None or not others:
+        """Say that the patches to apply were shown on other machines alone; empty if they were not.
+
+        What is shown on CPUs stands for NVIDIA's GPUs, too: the same code runs there.
+        """
+        applied = [patch for patch in self.patches if patch.decision == "apply"]
+        if self.machine in {None, "NVIDIA"} or not applied:
             return ""
-        kinds = {kind for patch in others for kind in patch.shown}
-        known = ["CPUs", *(f"NVIDIA {gpu}" for gpu in ("H100", "H200") if gpu in kinds)]
-        ids = ", ".join(patch.id for patch in others)
-        return (
-            f"not shown on {self.machine}, which this machine has, but on {_listed(known)}: {ids}"
-        )
+        kinds = {kind for patch in applied for kind in patch.shown}
+        known = _listed(["CPUs", *(f"NVIDIA {gpu}" for gpu in ("H100", "H200") if gpu in kinds)])
+        ids = ", ".join(patch.id for patch in applied)
+        return f"this machine has {self.machine}; what is applied was shown on {known} alone: {ids}"
 
     @property
     def problem(self) -> bool:
