@@ -265,7 +265,7 @@ def test_a_command_that_does_not_exist_is_found(command: str, wrong: bool) -> No
 @pytest.mark.one_python
 def test_each_option_that_a_page_names_exists() -> None:
     known = set(re.findall(r"--[a-z][-\w]+", _own_sources()))
-    for release in ("0.5.1", "0.5.11", "0.5.17"):
+    for release in ("0.5.1", "0.5.6", "0.5.11", "0.5.17"):
         folder = fetch(release, ["sglang/srt/server_args.py"])
         known |= set(
             re.findall(r'"(--[a-z][-\w]+)"', (folder / "sglang/srt/server_args.py").read_text())
