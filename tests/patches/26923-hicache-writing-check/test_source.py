@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rig.hicache.writing_check import Function, soak
-from rig.sources.published import RELEASES
+from rig.hicache.writing_check import FACTS, Function, soak
 
 from sglang_commfix.engine.register import load
 
@@ -12,48 +11,14 @@ from sglang_commfix.engine.register import load
 pytestmark = pytest.mark.releases
 
 PATCH = "26923-hicache-writing-check"
-SHOWN = Function(
-    PATCH, "sglang.srt.mem_cache.hiradix_cache", "HiRadixCache.writing_check", "0.5.14"
-)
-AFFECTED = [r for r in RELEASES if load()[PATCH].affected.contains(r, True)]
-each_release = pytest.mark.parametrize("release", AFFECTED)
+MODULE = "sglang.srt.mem_cache.hiradix_cache"
+SHOWN = Function(PATCH, MODULE, "HiRadixCache.writing_check", "0.5.14")
 
 
-@each_release
-def test_unpatched_a_rank_without_writes_returns_in_front_of_the_all_reduce(release: str) -> None:
-    SHOWN.returns_early(release)
-
-
-@each_release
-def test_unpatched_the_first_write_that_fails_on_one_rank_alone_can_hang_the_group(
-    release: str,
-) -> None:
-    SHOWN.hangs(release)
-
-
-@each_release
-def test_patched_a_rank_without_writes_enters_and_holds_nobody_back(release: str) -> None:
-    SHOWN.holds_nobody_back(release)
-
-
-@each_release
-@pytest.mark.parametrize("world", [2, 4])
-def test_patched_all_go_on_whatever_fails_and_no_write_is_left_or_waited_for(
-    release: str, world: int
-) -> None:
-    SHOWN.comes_to_rest(release, world)
-
-
-@each_release
-def test_patched_where_all_ranks_write_the_same_each_step_is_as_in_the_fixed_release(
-    release: str,
-) -> None:
-    SHOWN.is_as_fixed(release)
-
-
-@each_release
-def test_patched_a_group_of_one_does_what_it_did(release: str) -> None:
-    SHOWN.is_unchanged_alone(release)
+@pytest.mark.parametrize("release", load()[PATCH].affected_releases)
+@pytest.mark.parametrize("fact", FACTS)
+def test_in_every_affected_release(fact: str, release: str) -> None:
+    FACTS[fact](SHOWN, release)
 
 
 def test_the_fixed_release_leaves_writes_that_a_peer_has_not_made_locked() -> None:

@@ -1,18 +1,15 @@
 """``32663-reduce-scatterv-sizes``: the question, asked in every layout, against 0.5.17's."""
 
 from __future__ import annotations
-import __future__
 
-import ast
 import itertools
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from rig.sources.published import after, plan_for, tree
+from rig.sources.published import code_of
 
-from sglang_commfix.engine.fingerprint import find_scope
 from sglang_commfix.engine.register import load
 
 
@@ -26,14 +23,7 @@ pytestmark = pytest.mark.releases
 
 def answers(release: str, words: str, monkeypatch: pytest.MonkeyPatch) -> dict[Any, bool]:
     """By TP, DP and EP size, whether there is no all-to-all, and FP4's all-gather."""
-    planned = plan_for(release, words).modules.get(MODULE)
-    source = after(planned) if planned else tree(release).source(MODULE)
-    assert source is not None
-    found = find_scope(ast.parse(source.text), SCOPE)
-    assert isinstance(found, ast.FunctionDef)
-    code = compile(
-        ast.Module([found], []), MODULE, "exec", __future__.annotations.compiler_flag, True
-    )
+    code = code_of(release, words, MODULE, SCOPE)
     result = {}
     sizes = (1, 2, 4, 8)
     for tp, dp, ep, none, fp4 in itertools.product(

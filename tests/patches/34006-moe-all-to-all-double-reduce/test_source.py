@@ -1,14 +1,13 @@
 """``34006-moe-all-to-all-double-reduce``: the functions of the releases, asked about each all-to-all."""
 
 from __future__ import annotations
-import __future__
 
 import ast
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rig.sources.published import after, plan_for, tree
+from rig.sources.published import code_of, tree
 
 from sglang_commfix.engine.fingerprint import find_scope
 from sglang_commfix.engine.register import load
@@ -51,16 +50,8 @@ def members(release: str) -> dict[str, str]:
 
 def function(release: str, words: str, module: str, scope: str, **names: Any) -> Any:
     """The release's function, its text as it runs, with stand-ins for what it calls."""
-    planned = plan_for(release, words).modules.get(module)
-    source = after(planned) if planned else tree(release).source(module)
-    assert source is not None
-    found = find_scope(ast.parse(source.text), scope)
-    assert isinstance(found, ast.FunctionDef)
-    code = compile(
-        ast.Module([found], []), module, "exec", __future__.annotations.compiler_flag, True
-    )
-    exec(code, names)
-    return names[found.name]
+    exec(code_of(release, words, module, scope), names)
+    return names[scope.rpartition(".")[2]]
 
 
 def way(release: str, words: str, backend: str) -> str:

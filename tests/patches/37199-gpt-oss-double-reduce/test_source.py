@@ -1,18 +1,15 @@
 """``37199-gpt-oss-double-reduce``: the block of each release, asked whether it all-reduces."""
 
 from __future__ import annotations
-import __future__
 
-import ast
 import itertools
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from rig.sources.published import after, plan_for, tree
+from rig.sources.published import code_of
 
-from sglang_commfix.engine.fingerprint import find_scope
 from sglang_commfix.engine.register import load
 
 
@@ -36,14 +33,7 @@ class Rows:
 
 def reductions(release: str, words: str, monkeypatch: pytest.MonkeyPatch) -> dict[Any, int]:
     """By TP size, fusion, and whether the communicator adds up."""
-    planned = plan_for(release, words).modules.get(MODULE)
-    source = after(planned) if planned else tree(release).source(MODULE)
-    assert source is not None
-    found = find_scope(ast.parse(source.text), SCOPE)
-    assert isinstance(found, ast.FunctionDef)
-    code = compile(
-        ast.Module([found], []), MODULE, "exec", __future__.annotations.compiler_flag, True
-    )
+    code = code_of(release, words, MODULE, SCOPE)
     result = {}
     for tp, fusion, scatters in CASES:
         utils, seen = ModuleType(UTILS), []
@@ -68,8 +58,9 @@ def reductions(release: str, words: str, monkeypatch: pytest.MonkeyPatch) -> dic
             topk=lambda rows, logits: None,
             experts=lambda rows, topk: rows,
         )
-        arguments = (fusion,) if "should_allreduce_fusion" in ast.unparse(found.args) else ()
-        names[found.name](block, Rows(), *arguments)
+        forward = names[SCOPE.rpartition(".")[2]]
+        takes_fusion = "should_allreduce_fusion" in forward.__code__.co_varnames
+        forward(block, Rows(), *((fusion,) if takes_fusion else ()))
         result[tp, fusion, scatters] = len(seen)
     return result
 

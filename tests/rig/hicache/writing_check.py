@@ -12,7 +12,7 @@ import random
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -251,3 +251,19 @@ class Function:
             ours = list(soak(after, seed=1, steps=200, fails=fails))
             assert ours == list(soak(before, seed=1, steps=200, fails=fails))
             assert not after[0].cache.ongoing_write_through
+
+
+# What is shown of each cache: unpatched the first two, patched the others.
+FACTS: dict[str, Callable[[Function, str], None]] = {
+    "unpatched a rank without writes returns in front of the all-reduce": Function.returns_early,
+    "unpatched the first write that fails on one rank alone can hang the group": Function.hangs,
+    "a rank without writes enters and holds nobody back": Function.holds_nobody_back,
+    "2 ranks go on whatever fails and no write is left or waited for": partial(
+        Function.comes_to_rest, world=2
+    ),
+    "4 ranks go on whatever fails and no write is left or waited for": partial(
+        Function.comes_to_rest, world=4
+    ),
+    "where all ranks write the same each step is as in the fixed release": Function.is_as_fixed,
+    "a group of one does what it did": Function.is_unchanged_alone,
+}

@@ -1,17 +1,21 @@
 """The published releases that tests read, and what is planned for them."""
 
 from __future__ import annotations
+import __future__
 
+import ast
 import atexit
 import json
 import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import CodeType
 
 from fingerprints import wanted_files
 from wheels import fetch
 
+from sglang_commfix.engine.fingerprint import find_scope
 from sglang_commfix.engine.guard import Finding, decide
 from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import load, patches_folder
@@ -69,6 +73,18 @@ def findings(release: str) -> dict[str, Finding]:
 def plan_for(release: str, words: str = "all") -> Plan:
     """What importing the release amounts to, by the engine."""
     return select(tree(release).sglang, Settings(words), lock_of(release), "engine")
+
+
+def code_of(release: str, words: str, module: str, scope: str) -> CodeType:
+    """One function of a release, its text as it runs: executed, it defines that function."""
+    planned = plan_for(release, words).modules.get(module)
+    source = after(planned) if planned else tree(release).source(module)
+    assert source is not None
+    found = find_scope(ast.parse(source.text), scope)
+    assert isinstance(found, ast.FunctionDef)
+    flags = __future__.annotations.compiler_flag
+    code: CodeType = compile(ast.Module([found], []), module, "exec", flags, dont_inherit=True)
+    return code
 
 
 def after(module: Module) -> Source:
