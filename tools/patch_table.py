@@ -32,7 +32,8 @@ Made by `python tools/patch_table.py` from the data in this folder; a test keeps
 Each patch is a folder: `patch.toml` holds the entry and its edits, longer added code stands beside
 it as a Python file, `fingerprints.json` says what every published release holds at the places
 concerned, and `locks.json` what is decided there, with the text that will run. `releases.json`
-lists those releases, `keys.json` the digest by which a server finds their locks.
+lists those releases, `keys.json` the digest by which a server finds their locks, and
+`launches.toml` what the conditions of entries may name.
 [CONTRIBUTING.md](../CONTRIBUTING.md) says how to add one.
 
 | patch | upstream | kind | sglang | fixed in | edits | decided by |

@@ -553,6 +553,7 @@ class Facts:
 
     Attributes:
         defaults: of the flags that are something while they are not set.
+        automatic: the flags for which sglang then chooses.
         names: every flag and variable.
         config: every value of a model's config.
         machines: what a machine may be.
@@ -563,6 +564,7 @@ class Facts:
     """
 
     defaults: Mapping[str, Value]
+    automatic: frozenset[str]
     names: frozenset[str]
     config: frozenset[str]
     machines: tuple[str, ...]
@@ -581,13 +583,18 @@ class Facts:
     ) -> Launch:
         """Return a launch of which all flags are known: those that are not given have defaults.
 
+        What sglang chooses by itself is not known.
+
         Raises:
             ValueError: a flag or the machine is none that is known.
 
         """
-        given = flags or {}
+        given = dict(flags or {})
         for name in given:
             _is_known(name, self.names)
+        for name in self.automatic & given.keys():
+            if given[name] in {None, "auto"}:
+                del given[name]
         if machine is not None:
             _is_known(machine, self.machines)
         if architecture is None and config is not None:
@@ -651,6 +658,7 @@ def read_facts(data: dict[str, Any]) -> Facts:
     facts: dict[str, Fact] = {}
     known = Facts(
         defaults=defaults,
+        automatic=frozenset(data["automatic"]),
         names=frozenset({*defaults, *data["automatic"]}),
         config=frozenset(data["config"]),
         machines=tuple(data["machines"]),

@@ -154,6 +154,15 @@ class TestWhatSglangMakesOfFlags:
         assert launch.look("moe_dense_tp_size") is None
         assert answer("attention_backend == 'triton'", launch) is UNKNOWN
 
+    @pytest.mark.parametrize("said", ["auto", None])
+    def test_what_is_left_to_sglang_in_so_many_words_is_not_known_either(
+        self, said: str | None
+    ) -> None:
+        launch = facts().launch({"moe_runner_backend": said, "moe_dense_tp_size": None})
+
+        assert answer("moe_runner_backend == 'triton'", launch) is UNKNOWN
+        assert answer("moe_dense_tp_size == 1", launch) is NOT
+
     @pytest.mark.parametrize(
         ("said", "wrong"),
         [({"flags": {"tp": 2}}, "'tp' is unknown"), ({"machine": "H100"}, "'H100' is unknown")],
