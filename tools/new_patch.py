@@ -59,6 +59,35 @@ id = "{id}"
 #hits = "..."
 # What is different afterwards, and what differs from upstream's version.
 #change = "..."
+# On what it was shown: cpu ranks, cpu server, H100, H200.
+#shown = ["cpu ranks"]
+
+# One or more: when a launch meets the fault. All keys are optional. All that a table says has to
+# hold, and one of several tables. What may be named stands in patches/launches.toml.
+#[[meets]]
+# The releases that this table is about.
+#releases = ">=0.5.11,<0.5.12"
+# Architectures as in a model's config.json, or families of them.
+#architectures = ["DeepseekV3ForCausalLM"]
+# In place of it: those that are right.
+#other_than = ["GptOssForCausalLM"]
+# Comparisons of values in the model's config.
+#config = ["first_k_dense_replace > 0"]
+# Comparisons of flags, by their names in sglang's ServerArgs, and facts.
+#flags = ["dp_attention", "dp_size == ep_size > 1", 'moe_a2a_backend == "none"']
+# The machines.
+#machines = ["Hopper", "Blackwell"]
+# What no launch can tell. It may then meet the fault, at best.
+#also = "GPU memory is short behind the KV cache"
+
+# Optional, any number: what keeps a launch from meeting it, without this package.
+#[[avoid]]
+# The flags to add, by their names in ServerArgs. In place of it, `what` says it in words.
+#flags = {{ ep_size = 1 }}
+# Optional: the releases in which it does.
+#releases = ">=0.5.11,<0.5.12"
+# Optional: what is lost by it.
+#cost = "..."
 
 # Optional, any number: what is not edited, and has to be there for the fault to be there.
 #[[faulty]]

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from generated import bring_up_to_date
 from packaging.version import Version
 
-from sglang_commfix.engine.register import load_folder
+from sglang_commfix.engine.register import facts, load_folder
 from sglang_commfix.run.plan import DEFAULT_KINDS
 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sglang_commfix.engine.register import Patch, Register
+    from sglang_commfix.engine.register import Avoidance, Patch, Register
 
 _HEAD = """\
 # The register
@@ -32,7 +32,8 @@ Made by `python tools/patch_table.py` from the data in this folder; a test keeps
 Each patch is a folder: `patch.toml` holds the entry and its edits, longer added code stands beside
 it as a Python file, `fingerprints.json` says what every published release holds at the places
 concerned, and `locks.json` what is decided there, with the text that will run. `releases.json`
-lists those releases, `keys.json` the digest by which a server finds their locks.
+lists those releases, `keys.json` the digest by which a server finds their locks, and
+`launches.toml` what the conditions of entries may name.
 [CONTRIBUTING.md](../CONTRIBUTING.md) says how to add one.
 
 | patch | upstream | kind | sglang | fixed in | edits | decided by |
@@ -130,6 +131,18 @@ correctness entry is left out (`tests/servers/test_layers.py`); real servers in 
 as one rank does (`tests/servers/test_layouts.py`).
 """
 
+_FUSION_HEAD = """
+## When FlashInfer's all-reduce fusion is on
+
+By itself it is on for these models, on these machines, in a launch as the last column says, with
+`--tp-size` above 1. 0.5.10 and 0.5.10.post1 leave it off with `--attn-cp-size` above 1. From 0.5.10
+on `--enforce-disable-flashinfer-allreduce-fusion` keeps it off, and from 0.5.12 on
+`--enable-deterministic-inference` does. It can be asked for, for any model, by
+`--enable-flashinfer-allreduce-fusion`; from 0.5.14 on also by
+`--flashinfer-allreduce-fusion-backend`. sm120 are Blackwell's cards for workstations.
+
+"""
+
 _SECTIONS = (
     ("Symptom", "symptom"),
     ("Who is hit", "hits"),
@@ -140,15 +153,34 @@ _SECTIONS = (
 
 def render_patches(register: Register, evidence: Path) -> str:
     """Return the text of ``docs/patches.md``; ``evidence`` holds a folder for each entry."""
-    return _PATCHES_HEAD + "".join(
-        _section(register, patch, (evidence / patch.id / "evidence.md").read_text("utf-8"))
-        for patch in _newest_first(register)
+    return (
+        _PATCHES_HEAD
+        + _fusion(register)
+        + "".join(
+            _section(register, patch, (evidence / patch.id / "evidence.md").read_text("utf-8"))
+            for patch in _newest_first(register)
+        )
     )
+
+
+def _fusion(register: Register) -> str:
+    known = register.patches[0].fingerprints
+    rows: list[tuple[str, ...]] = [("sglang", "models", "machines", "launched with")]
+    for one in facts().facts["flashinfer_fusion_by_itself"].when:
+        releases = [r for r in known.releases if one.releases.contains(r, prereleases=True)]
+        models = dict.fromkeys(facts().called[name] for name in one.architectures)
+        flags = [str(part) for part in one.flags if str(part) != "`--tp-size` > 1"]
+        flags += [one.also] if one.also else []
+        rows.append(
+            (known.spans(releases), ", ".join(models), ", ".join(one.machines), "; ".join(flags))
+        )
+    return f"{_FUSION_HEAD}{_table(rows)}"
 
 
 def _section(register: Register, patch: Patch, evidence: str) -> str:
     affected = patch.fingerprints.spans(patch.affected_releases)
     texts = [f"**{name}.** {getattr(patch, key)}" for name, key in _SECTIONS]
+    texts += [*_launches(patch), f"**Shown on.** {_sentence(patch.shown_on)}"]
     links = ", ".join(f"[{_name_of(link)}]({link})" for link in patch.links)
     parts = [
         f"\n## {patch.id}",
@@ -159,6 +191,28 @@ def _section(register: Register, patch: Patch, evidence: str) -> str:
         f"**Upstream.** {links}." if links else "**Upstream.** Not reported.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _launches(patch: Patch) -> list[str]:
+    """Say which launches have to do with it, and what they can do without this package."""
+    gains = "gains by it" if patch.kind not in DEFAULT_KINDS else "meets it"
+    listed = "\n".join(f"- {'; '.join(one.words)}" for one in patch.meets)
+    of_what = "this" if len(patch.meets) == 1 else "one line"
+    texts = [f"**A launch {gains}** if all of {of_what} holds:", listed]
+    if patch.avoid:
+        ways = "; or ".join(_way(patch, one) for one in patch.avoid)
+        texts.append(f"**Without this package.** {_sentence(ways)}")
+    return texts
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _way(patch: Patch, one: Avoidance) -> str:
+    releases = [r for r in patch.affected_releases if one.releases.contains(r, prereleases=True)]
+    cost = f"; the price: {one.cost}" if one.cost else ""
+    return f"{one.what} ({patch.fingerprints.spans(releases)}){cost}"
 
 
 def _name_of(link: str) -> str:

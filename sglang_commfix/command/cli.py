@@ -27,14 +27,14 @@ from sglang_commfix.engine.tree import Tree
 from sglang_commfix.errors import CommfixError, SettingsError, SglangNotFoundError
 from sglang_commfix.run.host import LOCK, read_settings
 from sglang_commfix.run.own_lock import read_json
-from sglang_commfix.run.plan import OWN_NAME, SHIPPED, Plan, parse_selection, select
+from sglang_commfix.run.plan import DEFAULT_KINDS, OWN_NAME, SHIPPED, Plan, parse_selection, select
 
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sglang_commfix.command.report import PatchReport, Report
-    from sglang_commfix.engine.register import Patch
+    from sglang_commfix.engine.register import Avoidance, Patch
     from sglang_commfix.files import Sglang
 
 OK, REFUSED, USAGE, NO_SGLANG = 0, 1, 2, 3
@@ -187,6 +187,7 @@ def _status_text(report: Report) -> str:
     for patch in report.patches:
         lines += ["", *_patch_text(patch)]
     lines += ["", *(f"WARNING: {warning}" for warning in report.warnings)]
+    lines += [f"NOTE: {report.elsewhere}"] if report.elsewhere else []
     lines.append(_advice(report))
     return "\n".join(lines)
 
@@ -218,13 +219,13 @@ def _patch_text(patch: PatchReport) -> list[str]:
     return list(dict.fromkeys(lines))  # two edits of one function have one place
 
 
-def _wrapped(text: str) -> list[str]:
+def _wrapped(text: str, indent: str = "    ") -> list[str]:
     """Wrap at spaces alone: what is to be pasted into a shell stays whole."""
     return textwrap.wrap(
         text,
         96,
-        initial_indent="    ",
-        subsequent_indent="    ",
+        initial_indent=indent,
+        subsequent_indent=" " * len(indent),
         break_long_words=False,
         break_on_hyphens=False,
     )
@@ -362,8 +363,17 @@ def _explained(patch: Patch) -> dict[str, object]:
         "edits": sorted({str(edit.target) for edit in patch.edits}),
         "differences": [difference.why for difference in patch.differences],
         **{name: getattr(patch, name) for _, name in _TEXTS},
+        "meets": [{**one.table, "words": list(one.words)} for one in patch.meets],
+        "avoid": [_avoided(patch, one) for one in patch.avoid],
+        "shown": list(patch.shown),
         "drop": load().drop(patch),
     }
+
+
+def _avoided(patch: Patch, one: Avoidance) -> dict[str, object]:
+    releases = [r for r in patch.affected_releases if one.releases.contains(r, prereleases=True)]
+    spans = patch.fingerprints.spans(releases)
+    return {"what": one.what, "flags": dict(one.flags), "releases": spans, "cost": one.cost}
 
 
 def _explanation(patch: Patch) -> str:
@@ -374,12 +384,31 @@ def _explanation(patch: Patch) -> str:
         lines += [f"Repairs upstream's own version of: {pulls}"]
     for heading, name in _TEXTS:
         lines += ["", heading, textwrap.indent(getattr(patch, name), "    ")]
+    lines += ["", *_launches(patch), "", "Shown on", *_wrapped(patch.shown_on)]
     lines += ["", "When to drop it", f"    {load().drop(patch)}"]
     if patch.differences:
         lines += ["", "Where it decides differently from upstream"]
         lines += [textwrap.indent(difference.why, "    ") for difference in patch.differences]
     lines += ["", "Upstream", *(f"    {link}" for link in patch.links)]
     return "\n".join(lines)
+
+
+def _launches(patch: Patch) -> list[str]:
+    """Say which launches have to do with it, and what they can do without this package."""
+    gains = patch.kind not in DEFAULT_KINDS
+    lines = ["Which launches gain by it" if gains else "Which launches meet it"]
+    lines.append("    Those of which all of this holds" + (":" if len(patch.meets) == 1 else ","))
+    for at, one in enumerate(patch.meets):
+        lines += [] if at == 0 else ["    or all of this,"]
+        for words in one.words:
+            lines += _wrapped(words, "      - ")
+    if patch.avoid:
+        lines += ["", "Without this package"]
+    for way in patch.avoid:
+        said = _avoided(patch, way)
+        cost = f". The price: {way.cost}" if way.cost else ""
+        lines += _wrapped(f"{way.what} ({said['releases']}){cost}", "    ")
+    return lines
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sglang_commfix import FINDER, SELECT
@@ -24,7 +25,7 @@ from sglang_commfix.run.plan import DEFAULT_KINDS, parse_selection
 
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from sglang_commfix.engine.register import Clause, Edit, Patch, Register
     from sglang_commfix.lock import Decision
@@ -69,6 +70,7 @@ class PatchReport:
     decision: str
     reason: str
     fixed_in: str | None
+    shown: tuple[str, ...]
     edits: tuple[EditReport, ...]
 
 
@@ -111,6 +113,8 @@ class Report:
         select_from: where it comes from: ``environment``, ``--select`` or ``default``.
         hook: whether the start-up hook ran in this interpreter; ``None`` where that says nothing
             about the sglang that was looked at.
+        machine: whose accelerators this machine has, as far as can be told: ``NVIDIA``, ``AMD`` or
+            ``Ascend``. ``None`` where that says nothing about the sglang that was looked at.
         runs: the digest of the edited text, as a server's log line has it; ``none``: nothing is.
         uninstall: whether none of the faults that this version knows is in this sglang.
         warnings: what would keep the patches from reaching sglang.
@@ -124,6 +128,7 @@ class Report:
     select: str
     select_from: str
     hook: bool | None
+    machine: str | None
     runs: str
     uninstall: bool
     warnings: tuple[str, ...]
@@ -134,10 +139,47 @@ class Report:
         return {"schema": SCHEMA, **asdict(self)}
 
     @property
+    def elsewhere(self) -> str:
+        """Say that the patches to apply were shown on other machines alone; empty if they were not.
+
+        What is shown on CPUs stands for NVIDIA's GPUs, too: the same code runs there.
+        """
+        applied = [patch for patch in self.patches if patch.decision == "apply"]
+        if self.machine in {None, "NVIDIA"} or not applied:
+            return ""
+        kinds = {kind for patch in applied for kind in patch.shown}
+        known = _listed(["CPUs", *(f"NVIDIA {gpu}" for gpu in ("H100", "H200") if gpu in kinds)])
+        ids = ", ".join(patch.id for patch in applied)
+        return f"this machine has {self.machine}; what is applied was shown on {known} alone: {ids}"
+
+    @property
     def problem(self) -> bool:
         """Whether a selected patch would be refused, or would not reach sglang."""
         decisions = {patch.decision for patch in self.patches}
         return "refused" in decisions or ("apply" in decisions and self.hook is False)
+
+
+def _listed(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def accelerator(root: Path = Path("/")) -> str | None:
+    """Return whose accelerators the machine has: ``NVIDIA``, ``AMD``, ``Ascend``; or nothing.
+
+    Told by the drivers' files, without a library of theirs.
+
+    Args:
+        root: the folder that holds ``dev`` and ``proc``.
+
+    """
+    files = {
+        "NVIDIA": ("proc/driver/nvidia/version", "dev/nvidiactl"),
+        "AMD": ("dev/kfd",),
+        "Ascend": ("dev/davinci_manager", "dev/davinci0"),
+    }
+    found = [name for name, there in files.items() if any((root / one).exists() for one in there)]
+    return found[0] if len(found) == 1 else None
 
 
 def status(sglang_path: str | Path | None = None, select: str | None = None) -> Report:
@@ -175,6 +217,7 @@ def status(sglang_path: str | Path | None = None, select: str | None = None) -> 
         select=plan.settings.select,
         select_from=select_from if select is None else "--select",
         hook=hook,
+        machine=accelerator() if sglang_path is None else None,
         runs=fleet.digest(fleet.texts(plan)),
         uninstall=plan.unneeded,
         warnings=tuple(warnings),
@@ -271,6 +314,7 @@ def _patch_report(plan: Plan, register: Register, tree: Tree, patch: Decision) -
         decision=patch["decision"],
         reason=reason_of(plan, patch),
         fixed_in=patch["fixed_in"],
+        shown=() if known is None else known.shown,
         edits=tuple(_edit_report(plan, patch, known, place) for place in places),
     )
 

@@ -14,12 +14,23 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from sglang_commfix.check import misshapen
+from sglang_commfix.engine.conditions import (
+    Answer,
+    Condition,
+    Facts,
+    Launch,
+    Value,
+    WhenTable,
+    judge,
+    read_facts,
+    written,
+)
 from sglang_commfix.engine.errors import RegisterError
 from sglang_commfix.files import short_digest
 
@@ -35,6 +46,15 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 Kind = Literal["correctness", "stability", "performance", "feature"]
 Operation = Literal["replace", "before", "after", "append"]
+
+# On what an entry has been shown: real code of releases in several processes, or in servers.
+Platform = Literal["cpu ranks", "cpu server", "H100", "H200"]
+SHOWN_ON: dict[Platform, str] = {
+    "cpu ranks": "real code in several ranks on CPUs",
+    "cpu server": "real servers on CPUs",
+    "H100": "NVIDIA H100",
+    "H200": "NVIDIA H200",
+}
 
 _OPERATIONS: tuple[Operation, ...] = ("replace", "before", "after", "append")
 _TEXTS = ("title", "seen", "flags", "symptom", "cause", "hits", "change")
@@ -83,6 +103,13 @@ class _BesideTable(TypedDict):
     when: str
 
 
+class _AvoidTable(TypedDict, total=False):
+    flags: dict[str, bool | int | str]
+    what: str
+    releases: str
+    cost: str
+
+
 class _Told(TypedDict):
     id: str
     kind: Kind
@@ -96,6 +123,8 @@ class _Told(TypedDict):
     cause: str
     hits: str
     change: str
+    shown: list[Platform]
+    meets: list[WhenTable]
     edit: list[_EditTable]
 
 
@@ -112,6 +141,7 @@ class _Table(_Told, total=False):
     sound: list[_ClauseTable]
     difference: list[_DifferenceTable]
     beside: list[_BesideTable]
+    avoid: list[_AvoidTable]
 
 
 def parsed(text: str) -> list[ast.stmt]:
@@ -276,6 +306,24 @@ class Beside:
 
 
 @dataclass(frozen=True)
+class Avoidance:
+    """What keeps a launch from meeting the fault, without this package.
+
+    Attributes:
+        flags: what to add to the launch, by the names of sglang's ServerArgs. Empty: see ``what``.
+        what: the same in words.
+        releases: the affected releases in which it does.
+        cost: what is lost by it; empty where that goes without saying.
+
+    """
+
+    flags: Mapping[str, Value]
+    what: str
+    releases: SpecifierSet
+    cost: str
+
+
+@dataclass(frozen=True)
 class Fingerprints:
     """What the published releases hold, for the targets of one patch.
 
@@ -318,6 +366,8 @@ class Patch:
     ``fixes`` holds the numbers of the upstream pull requests whose published version has the fault.
     ``faulty`` is what has to be there for the fault, beside what is edited, and ``sound`` what
     shows, each by itself, that it is not.
+    ``meets`` says which launches have to do with it, each condition by itself; for an entry that
+    mends nothing, which gain by it. ``shown`` is on what it was shown.
     """
 
     id: str
@@ -336,6 +386,9 @@ class Patch:
     sound: tuple[Clause, ...]
     differences: tuple[Difference, ...]
     beside: tuple[Beside, ...]
+    meets: tuple[Condition, ...]
+    avoid: tuple[Avoidance, ...]
+    shown: tuple[Platform, ...]
     fingerprints: Fingerprints
     title: str
     seen: str
@@ -348,7 +401,19 @@ class Patch:
     @property
     def range(self) -> str:
         """The affected releases as a specifier, its lower end first."""
-        return ",".join(sorted(map(str, self.affected), reverse=True))
+        return written(self.affected)
+
+    @property
+    def shown_on(self) -> str:
+        """Say on what it was shown."""
+        return ", ".join(SHOWN_ON[one] for one in self.shown)
+
+    def answer(self, launch: Launch) -> Answer:
+        """Return what is known of whether a launch meets it."""
+        known = launch.release is not None
+        if known and not self.affected.contains(launch.release or "", prereleases=True):
+            return Answer.NOT
+        return min(Answer.MEETS if known else Answer.UNKNOWN, judge(self.meets, launch))
 
     def is_fixed_in(self, release: str) -> bool:
         """Tell whether ``release`` is one of those from the first with a fix on."""
@@ -497,6 +562,30 @@ def patches_folder() -> Path:
 
 
 @cache
+def facts() -> Facts:
+    """Load what conditions may name.
+
+    Raises:
+        RegisterError: the installation is damaged.
+
+    """
+    return load_facts(patches_folder() / "launches.toml")
+
+
+def load_facts(file: Path) -> Facts:
+    """Read ``launches.toml``.
+
+    Raises:
+        RegisterError: it cannot be used.
+
+    """
+    try:
+        return read_facts(tomllib.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RegisterError(f"{file}: {error}") from error
+
+
+@cache
 def load() -> Register:
     """Load this package's own register.
 
@@ -565,6 +654,9 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
         sound=_each(data, "sound", lambda item: _clause(item, SpecifierSet(), deep=False)),
         differences=_each(data, "difference", lambda item: _difference(item, affected)),
         beside=_each(data, "beside", lambda item: Beside(item["id"], item["when"])),
+        meets=_meets(data),
+        avoid=_each(data, "avoid", lambda item: _avoid(item, affected)),
+        shown=tuple(data["shown"]),
         fingerprints=fingerprints,
         **{name: data[name].strip() for name in _TEXTS},
     )
@@ -644,6 +736,27 @@ def _difference(item: Mapping[str, Any], affected: SpecifierSet) -> Difference:
     _named("when", lambda: ast.parse(item["when"], mode="eval"))
     releases = _releases(item, affected)
     return Difference(item["decision"], item["when"], item["why"].strip(), releases)
+
+
+def _meets(data: Mapping[str, Any]) -> tuple[Condition, ...]:
+    if not data["meets"]:
+        raise ValueError("an entry says when its fault is met")
+    return _each(data, "meets", lambda item: facts().condition(cast("WhenTable", item)))
+
+
+def _avoid(item: Mapping[str, Any], affected: SpecifierSet) -> Avoidance:
+    flags = item.get("flags", {})
+    if ("what" in item) == bool(flags):
+        raise ValueError("what avoids a fault are flags, or is said in `what`")
+    facts().launch(flags)
+    said = ", ".join(_as_typed(name, value) for name, value in flags.items())
+    what = item.get("what", said)
+    return Avoidance(flags, what, _releases(item, affected), item.get("cost", ""))
+
+
+def _as_typed(name: str, value: bool | int | str) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    return f"`{flag}`" if value is True else f"`{flag} {value}`"
 
 
 def _releases(item: Mapping[str, Any], default: SpecifierSet) -> SpecifierSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from sglang_commfix.command import cli, report, write_lock
 from sglang_commfix.engine import register, shipped
 
 
+MEETS = [
+    {"releases": ">=1.2", "architectures": ["GptOssForCausalLM"], "machines": ["Hopper"]},
+    {"flags": ["tp_size == dp_size > 1", "flashinfer_fusion"], "also": "memory is short"},
+]
+AVOID = [
+    {"flags": {"ep_size": 1, "enable_dp_attention": True}, "releases": ">=1.2", "cost": "room"},
+    {"what": "a smaller model"},
+]
 DIFFERENCES = [{"decision": "fusion", "when": "tp > 1", "why": "Rounds down."}]
 
 
@@ -21,7 +30,14 @@ def own_register(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyP
     fast = patch("2-fast", kind="performance", edit=[edit(find="return size > 0", before="pass")])
     loaded = upstream.register(
         tmp_path / "patches",
-        patch(links=["https://example.org/1"], fixes=[7, 8], difference=DIFFERENCES),
+        patch(
+            links=["https://example.org/1"],
+            fixes=[7, 8],
+            difference=DIFFERENCES,
+            meets=MEETS,
+            avoid=AVOID,
+            shown=["cpu server", "H100"],
+        ),
         fast,
     )
     for module in (cli, report, shipped, write_lock):
@@ -339,3 +355,131 @@ def test_the_report_of_the_python_interface_is_that_of_the_command(
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert Ran(capsys, "--version").out == f"{sglang_commfix.__version__}\n"
+
+
+class TestLaunches:
+    def test_explain_says_which_launches_meet_a_fault_and_what_avoids_it(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        text = Ran(capsys, "explain", "1-guard").out
+
+        assert (
+            """
+Which launches meet it
+    Those of which all of this holds,
+      - sglang >=1.2
+      - `GptOssForCausalLM`
+      - on Hopper
+    or all of this,
+      - `--tp-size` = `--dp-size` > 1
+      - FlashInfer's all-reduce fusion on
+      - what no launch can tell: memory is short
+
+Without this package
+    `--ep-size 1`, `--enable-dp-attention` (1.2). The price: room
+    a smaller model (1.1 to 1.2)
+
+Shown on
+    real servers on CPUs, NVIDIA H100
+"""
+            in text
+        )
+
+    def test_what_mends_nothing_is_of_use_to_launches_and_has_nothing_to_avoid(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        text = Ran(capsys, "explain", "2-fast").out
+
+        assert "\nWhich launches gain by it\n    Those of which all of this holds:\n" in text
+        assert "Without this package" not in text
+
+    def test_as_json_a_program_finds_them_as_they_are_written_and_in_words(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (entry,) = json.loads(Ran(capsys, "explain", "--json", "1-guard").out)["patches"]
+
+        assert [{k: v for k, v in one.items() if k != "words"} for one in entry["meets"]] == MEETS
+        assert entry["meets"][0]["words"] == ["sglang >=1.2", "`GptOssForCausalLM`", "on Hopper"]
+        assert entry["avoid"] == [
+            {
+                "what": "`--ep-size 1`, `--enable-dp-attention`",
+                "flags": {"ep_size": 1, "enable_dp_attention": True},
+                "releases": "1.2",
+                "cost": "room",
+            },
+            {"what": "a smaller model", "flags": {}, "releases": "1.1 to 1.2", "cost": ""},
+        ]
+        assert entry["shown"] == ["cpu server", "H100"]
+
+
+class TestMachine:
+    @pytest.mark.parametrize(
+        ("files", "machine"),
+        [
+            ([], None),
+            (["dev/kfd"], "AMD"),
+            (["dev/davinci0", "dev/davinci_manager"], "Ascend"),
+            (["dev/nvidiactl"], "NVIDIA"),
+            (["proc/driver/nvidia/version"], "NVIDIA"),
+            (["dev/kfd", "dev/nvidiactl"], None),
+            (["dev/dri/card0"], None),
+        ],
+    )
+    def test_it_is_told_by_the_drivers_files_or_not_at_all(
+        self, tmp_path: Path, files: list[str], machine: str | None
+    ) -> None:
+        for name in files:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+
+        assert report.accelerator(tmp_path) == machine
+
+    @pytest.fixture
+    def says(
+        self, faulty: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[str | None], list[str]]:
+        """What `status` notes of the installed sglang, on a machine."""
+
+        def says(machine: str | None) -> list[str]:
+            monkeypatch.setattr(report, "accelerator", lambda: machine)
+            lines = Ran(capsys, "status").out.splitlines()
+            return [line for line in lines if line.startswith("NOTE: ")]
+
+        monkeypatch.syspath_prepend(str(faulty))
+        return says
+
+    @pytest.mark.parametrize("machine", ["AMD", "Ascend"])
+    def test_status_says_in_one_line_that_patches_were_shown_on_other_machines_alone(
+        self, says: Callable[[str | None], list[str]], machine: str
+    ) -> None:
+        (line,) = says(machine)
+
+        assert line == (
+            f"NOTE: this machine has {machine}; what is applied was shown on CPUs and NVIDIA H100 "
+            "alone: 1-guard"
+        )
+
+    @pytest.mark.parametrize("machine", ["NVIDIA", None])
+    def test_it_says_nothing_where_that_code_was_shown_or_nothing_can_be_told(
+        self, says: Callable[[str | None], list[str]], machine: str | None
+    ) -> None:
+        assert says(machine) == []
+
+    def test_it_says_nothing_where_nothing_is_applied(
+        self, says: Callable[[str | None], list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SGLANG_COMMFIX", "0")
+
+        assert says("AMD") == []
+
+    def test_a_sglang_that_is_looked_at_elsewhere_may_run_on_any_machine(
+        self, faulty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(report, "accelerator", lambda: "AMD")
+
+        found = json.loads(Ran(capsys, "status", "--json", "--sglang-path", faulty).out)
+        assert found["machine"] is None
+        assert [patch["shown"] for patch in found["patches"]] == [
+            ["cpu server", "H100"],
+            ["cpu ranks"],
+        ]

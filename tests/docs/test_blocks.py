@@ -51,6 +51,7 @@ HOW = {
     ("tests/rig/README.md", "from rig."): "test_the_rigs_page_shows_what_its_programs_print",
     ("tests/rig/README.md", "relative error"): "test_the_rigs_page_shows_what_its_programs_print",
     ("CONTRIBUTING.md", "patches/24785-sum-len-contract/"): "a list of files",
+    ("CONTRIBUTING.md", "[[meets]]"): "test_contributing_shows_the_condition_of_an_entry",
     (f"{UPSTREAM}/qwen3-vl-deepstack-fusion.md", '"""Qwen3-VL-MoE'): (
         "test_the_program_prints_what_the_report_says"
     ),
@@ -104,6 +105,12 @@ def test_each_block_is_run_or_compared_or_named_here() -> None:
         if block.language not in SHELL or (block.output and block.language == "console")
     ]
     assert not missing
+
+
+def test_contributing_shows_the_condition_of_an_entry() -> None:
+    entry = ROOT / "patches" / "24785-sum-len-contract" / "patch.toml"
+
+    assert block_of("CONTRIBUTING.md", "[[meets]]").text.strip() in entry.read_text()
 
 
 def test_what_is_named_here_is_in_a_page_and_each_test_exists() -> None:
@@ -258,7 +265,7 @@ def test_a_command_that_does_not_exist_is_found(command: str, wrong: bool) -> No
 @pytest.mark.one_python
 def test_each_option_that_a_page_names_exists() -> None:
     known = set(re.findall(r"--[a-z][-\w]+", _own_sources()))
-    for release in ("0.5.1", "0.5.11", "0.5.17"):
+    for release in ("0.5.1", "0.5.6", "0.5.11", "0.5.17"):
         folder = fetch(release, ["sglang/srt/server_args.py"])
         known |= set(
             re.findall(r'"(--[a-z][-\w]+)"', (folder / "sglang/srt/server_args.py").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import textwrap
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from fingerprints import fingerprints_of, render
 
 from sglang_commfix.command.report import reason_of
 from sglang_commfix.engine.make_lock import make_lock
-from sglang_commfix.engine.register import Register, load_folder
+from sglang_commfix.engine.register import Register, load_folder, patches_folder
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import Sglang
 from sglang_commfix.run.host import Settings
@@ -108,6 +109,8 @@ def patch(name: str = "1-guard", **changes: Any) -> dict[str, Any]:
         "affected": ">=1.1,<1.3",
         "fixed_in": "1.3",
         "links": [],
+        "shown": ["cpu ranks"],
+        "meets": [{"flags": ["tp_size > 1"]}],
         "sound": [MENDED, GONE],
         "edit": [edit()],
     }
@@ -138,6 +141,7 @@ class Upstream:
         """Write and load a register; ``files`` are put beside each ``patch.toml``."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "releases.json").write_text(json.dumps(list(self.releases)))
+        shutil.copy(patches_folder() / "launches.toml", folder)
         for data in patches or (patch(),):
             own = folder / data["id"]
             own.mkdir(exist_ok=True)

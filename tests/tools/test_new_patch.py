@@ -18,7 +18,7 @@ from sglang_commfix.engine.register import Patch, load_folder, patches_folder
 ID = "12345-what-is-wrong"
 REQUIRED = (
     "kind", "affected", "links", "title", "seen", "flags", "symptom", "cause", "hits",
-    "change",
+    "change", "shown",
 )  # fmt: skip
 
 
