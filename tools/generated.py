@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+import re
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+_WIDTH = 100
+_ITEM = re.compile(r"(?: *)(?:- |\d+\. )")
+# What is not broken: code, and the text of a link with what it leads to.
+_WHOLE = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)|\]\([^)]*\)", re.DOTALL)
+
+
+def wrapped(page: str) -> str:
+    """Return a page of Markdown with its prose at one width; tables, code and headings as is."""
+    blocks, fenced = [], False
+    for block in page.split("\n\n"):
+        as_is = fenced or "```" in block or block.lstrip("\n").startswith(("|", "#", "<"))
+        fenced ^= block.count("```") % 2 == 1
+        blocks.append(block if as_is else _filled(block))
+    return "\n\n".join(blocks)
+
+
+def _filled(block: str) -> str:
+    """Fill a paragraph, or each item of a list; what comes before the items is a paragraph."""
+    begin = re.match(r"\n*", block)
+    lines = []
+    for part in re.split(r"\n(?=(?: *)(?:- |\d+\. |\|))", block.strip("\n")):
+        item = _ITEM.match(part)
+        indent = " " * (item.end() if item else 0)
+        fill = TextWrapper(
+            _WIDTH,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ).fill
+        kept = _WHOLE.sub(lambda found: re.sub(r"\s+", "\0", found[0]), part)
+        one = part if part.startswith("|") else fill(re.sub(r"\n\s*", " ", kept)).replace("\0", " ")
+        lines.append(one)
+    return (begin[0] if begin else "") + "\n".join(lines) + ("\n" if block.endswith("\n") else "")
 
 
 def bring_up_to_date(texts: Mapping[Path, str], *, check: bool) -> int:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generated import bring_up_to_date
+from generated import bring_up_to_date, wrapped
 from packaging.version import Version
 
 from sglang_commfix.engine.register import facts, load_folder
@@ -323,9 +323,9 @@ def main() -> int:
     root = Path(__file__).resolve().parent.parent
     register = load_folder(root / "patches")
     texts = {
-        root / "patches" / "README.md": render(register),
-        root / "docs" / "releases.md": render_releases(register),
-        root / "docs" / "patches.md": render_patches(register, root / "tests" / "patches"),
+        root / "patches" / "README.md": wrapped(render(register)),
+        root / "docs" / "releases.md": wrapped(render_releases(register)),
+        root / "docs" / "patches.md": wrapped(render_patches(register, root / "tests" / "patches")),
         root / "README.md": render_readme(register, (root / "README.md").read_text("utf-8")),
     }
     return bring_up_to_date(texts, check=arguments.check)

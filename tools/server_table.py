@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from generated import bring_up_to_date
+from generated import bring_up_to_date, wrapped
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +123,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
     content = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return bring_up_to_date({PAGE: render(content)}, check=parser.parse_args().check)
+    return bring_up_to_date({PAGE: wrapped(render(content))}, check=parser.parse_args().check)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/README.md")})
 PAGES += sorted({*ROOT.glob("benchmarks/**/*.md"), *ROOT.glob("patches/*.md")})
 # Written by tools, from texts that have no lines.
-UNWRAPPED = {"docs/patches.md", "docs/releases.md", "docs/servers.md", "patches/README.md"}
-UNWRAPPED |= {"benchmarks/results/plan.md", "benchmarks/results/startup.md", "CONTRIBUTING.md"}
+UNWRAPPED = {"benchmarks/results/plan.md", "benchmarks/results/startup.md"}
 
 
 def name_of(page: Path) -> str:
