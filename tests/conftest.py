@@ -17,7 +17,12 @@ from sglang_commfix.engine.register import Register
 
 RELEASE = re.compile(r"\d+\.\d+\.\d+(\.post\d+)?")
 # What a test needs because of the folder that it is in.
-MARKED = {"hook": "processes", "patches": "one_python"}
+MARKED = {
+    "docs": "one_python",
+    "hook": "processes",
+    "patches": "one_python",
+    "rig_tests": "one_python",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

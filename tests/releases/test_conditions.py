@@ -58,7 +58,8 @@ DATA = tomllib.loads((patches_folder() / "launches.toml").read_text())
 TABLES = {fact["id"]: fact["when"] for fact in DATA["fact"]}
 
 each_release = pytest.mark.parametrize("release", RELEASES)
-reads_wheels = [pytest.mark.releases, pytest.mark.one_python]
+reads_wheels = pytest.mark.releases
+pytestmark = pytest.mark.one_python
 
 
 def holds(table: Mapping[str, Any], release: str) -> bool:
