@@ -17,7 +17,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generated import bring_up_to_date
+from generated import bring_up_to_date, each_of
 from packaging.version import Version
 from wheels import fetch_all
 
@@ -31,7 +31,7 @@ from sglang_commfix.files import KEY, Sglang
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from sglang_commfix.engine.register import Patch
+    from sglang_commfix.engine.register import Patch, Register
 
 PATCHES = Path(__file__).resolve().parent.parent / "patches"
 FIRST = Version("0.5.1")
@@ -53,6 +53,16 @@ def wanted_files(patches: Sequence[Patch]) -> list[str]:
     paths = [module.replace(".", "/") for module in modules]
     files = [f"{path}{end}" for path in paths for end in (".py", "/__init__.py")]
     return sorted({*files, *VERSION_FILES})
+
+
+def found_in(folder: Path) -> dict[str, str | None]:
+    """Return what the release in a folder has."""
+    return fingerprints_of(Tree(Sglang(folder / "sglang")), _register().patches)
+
+
+@cache
+def _register() -> Register:
+    return load_folder(PATCHES, complete=False)
 
 
 def fingerprints_of(tree: Tree, patches: Sequence[Patch]) -> dict[str, str | None]:
@@ -132,7 +142,7 @@ def main() -> int:
     parser.add_argument("--offline", action="store_true", help="use the releases known already")
     parser.add_argument("--fetch", action="store_true", help="only download what is known")
     arguments = parser.parse_args()
-    register = load_folder(PATCHES, complete=False)
+    register = _register()
     listed = PATCHES / "releases.json"
     known = json.loads(listed.read_text(encoding="utf-8"))
     releases = known if arguments.offline or arguments.fetch else published()
@@ -140,12 +150,7 @@ def main() -> int:
     if arguments.fetch:
         fetch_all(releases, files)
         return 0
-    table = {}
-    for number, (release, folder) in enumerate(fetch_all(releases, files).items(), 1):
-        print(f"\r{number}/{len(releases)} {release:12}", end="", file=sys.stderr, flush=True)
-        tree = Tree(Sglang(folder / "sglang"))
-        table[release] = fingerprints_of(tree, register.patches)
-    print(file=sys.stderr)
+    table = dict(each_of(fetch_all(releases, files), found_in))
     for before, release in pairwise(releases):
         if known and release not in known:
             print("\n".join(changes(release, before, table)))

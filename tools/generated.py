@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
 from textwrap import TextWrapper
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 _WIDTH = 100
 _ITEM = re.compile(r"(?: *)(?:- |\d+\. )")
 # What is not broken: code, and the text of a link with what it leads to.
 _WHOLE = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)|\]\([^)]*\)", re.DOTALL)
+
+
+def each_of(
+    things: Mapping[str, _Given], work: Callable[[_Given], _Made]
+) -> Iterator[tuple[str, _Made]]:
+    """Do ``work`` on each of the things, on all cores; show how far it is."""
+    with ProcessPoolExecutor() as pool:
+        for number, (name, made) in enumerate(
+            zip(things, pool.map(work, things.values()), strict=True), 1
+        ):
+            print(f"\r{number}/{len(things)} {name:12}", end="", file=sys.stderr, flush=True)
+            yield name, made
+    print(file=sys.stderr)
 
 
 def wrapped(page: str) -> str:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import cache
 from typing import TYPE_CHECKING
 
 from fingerprints import PATCHES, wanted_files
-from generated import bring_up_to_date
+from generated import bring_up_to_date, each_of
 from wheels import fetch_all
 
 from sglang_commfix.engine import shipped
@@ -27,6 +28,7 @@ from sglang_commfix.files import KEY, Sglang, short_digest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sglang_commfix.engine.register import Register
     from sglang_commfix.lock import Lock
 
 
@@ -35,21 +37,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
     arguments = parser.parse_args()
-    register = load_folder(PATCHES)
+    register = _register()
     keys, locks = {}, {}
     releases = register.patches[0].fingerprints.releases
-    for release, folder in fetch_all(releases, wanted_files(register.patches)).items():
-        print(f"\r{release:12}", end="", file=sys.stderr, flush=True)
-        sglang = Sglang(folder / "sglang")
-        keys[release] = short_digest(sglang.raw(KEY) or b"")
-        locks[release] = make_lock(register, Tree(sglang))
-    print(file=sys.stderr)
+    folders = fetch_all(releases, wanted_files(register.patches))
+    for release, (key, lock) in each_of(folders, decided):
+        keys[release], locks[release] = key, lock
     outcome: dict[Path, str] = {PATCHES / "keys.json": json.dumps(keys, indent=2) + "\n"}
     for number, patch in enumerate(register.patches):
         decisions = {release: lock["decisions"][number] for release, lock in locks.items()}
         outcome[PATCHES / patch.id / "locks.json"] = shipped.write(patch, decisions)
     refuse_doubt(locks)
     return bring_up_to_date(outcome, check=arguments.check)
+
+
+@cache
+def _register() -> Register:
+    return load_folder(PATCHES)
+
+
+def decided(folder: Path) -> tuple[str, Lock]:
+    """Return the digest of one release's key file, and its lock."""
+    sglang = Sglang(folder / "sglang")
+    return short_digest(sglang.raw(KEY) or b""), make_lock(_register(), Tree(sglang))
 
 
 def refuse_doubt(locks: dict[str, Lock]) -> None:

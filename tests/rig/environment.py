@@ -270,7 +270,7 @@ class _Builder:
         self._run(
             f"install {name or arguments[-1]}",
             str(self.environment.python), "-m", "pip", "install",
-            "--disable-pip-version-check", "--no-input", *arguments,
+            "--disable-pip-version-check", "--no-input", "--no-compile", *arguments,
         )  # fmt: skip
 
     def _run(self, name: str, *command: str) -> None:
