@@ -95,7 +95,7 @@ def engine(session: nox.Session) -> None:
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", "--fail-under=95")
     others = [f"--ignore={folder}" for folder in machine]
-    session.run("pytest", *tests, *others, *session.posargs)
+    session.run("pytest", *tests, *others, "--durations=15", *session.posargs)
 
 
 @nox.session(python=HERE)

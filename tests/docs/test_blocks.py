@@ -391,7 +391,7 @@ def test_a_server_logs_as_many_lines_as_operations_counts(
     assert ran.stdout.decode().strip() == block.output
 
 
-@pytest.mark.servers
+@pytest.mark.servers_full
 def test_the_rigs_page_shows_what_its_programs_print() -> None:
     page = "tests/rig/README.md"
     server, layers, decisions = (

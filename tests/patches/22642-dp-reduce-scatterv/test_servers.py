@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +158,10 @@ class TestOverGloo:
         assert reports[0]["padded"] == [True] * len(PADDED)
 
 
-def cases_of_servers() -> Iterator[Any]:
-    """Every release, model and way; by default one whose reference others need, too."""
-    default = ("0.5.10.post1", "qwen3-moe", "padded")
-    for case in product(RELEASES, MODELS, ["padded", "uneven", None]):
-        marks = [] if case == default else [pytest.mark.servers_full]
-        yield pytest.param(*case, marks=marks)
-
-
-@pytest.mark.parametrize(("release", "model", "way"), list(cases_of_servers()))
+@pytest.mark.servers_full
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("way", ["padded", "uneven", None])
 def test_a_patched_server_answers_as_one_rank_does(
     observe: Observer, release: str, model: str, way: str | None
 ) -> None:
