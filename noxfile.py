@@ -58,7 +58,7 @@ def _install_hosts(session: nox.Session) -> None:
 @nox.session(python=HERE)
 def lint(session: nox.Session) -> None:
     """Style and types."""
-    session.install(*_group("lint"), *PROJECT["project"]["dependencies"], "tomli>=2")
+    session.install(*_group("lint"), *PROJECT["project"]["dependencies"])
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
