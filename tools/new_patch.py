@@ -3,7 +3,8 @@
     python tools/new_patch.py 12345-what-is-wrong
 
 ``patches/<id>/`` gets a ``patch.toml`` with every key, to be filled in: until then the register
-says which is missing. ``tests/patches/<id>/`` gets a test that fails until it is written.
+says which is missing. ``tests/patches/<id>/`` gets a test that fails until it is written, and the
+other files that every entry has there.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ id = "{id}"
 #conflicts = []
 # One line: the fault, not the repair.
 #title = "..."
-# One line for the README's table: what an operator sees.
+# One line for the README's tables: what an operator sees. Of correctness or stability, it has the
+# word "wrong", "hang", "dies" or "slow", by which the tables are sorted.
 #seen = "..."
 # One line beside it: the launch flags, models and hardware of those who see it.
 #flags = "..."
@@ -59,11 +61,12 @@ id = "{id}"
 #hits = "..."
 # What is different afterwards, and what differs from upstream's version.
 #change = "..."
-# On what it was shown: cpu ranks, cpu server, H100, H200.
+# On what it was shown, one or more: cpu ranks, cpu server, H100, H200.
 #shown = ["cpu ranks"]
 
 # One or more: when a launch meets the fault. All keys are optional. All that a table says has to
-# hold, and one of several tables. What may be named stands in patches/launches.toml.
+# hold, and one of several tables. What may be named stands in patches/launches.toml, where a name
+# can be added.
 #[[meets]]
 # The releases that this table is about.
 #releases = ">=0.5.11,<0.5.12"
@@ -102,12 +105,14 @@ id = "{id}"
 # What it shows.
 #why = "the consumer reduces"
 
-# Any number: what shows, each by itself, that the fault is not there: each form of the fix, and of
-# the code before the fault. Keys as above; the releases are those in which it stands.
+# One or more: what shows, each by itself, that the fault is not there: each form of the fix, and of
+# the code before the fault. Keys as above; the releases are those in which it stands. In every
+# release that is not affected one of them has to stand, and in an affected one none.
 #[[sound]]
 # The module.
 #module = "sglang.srt.layers.communicator"
-# In place of scope and find: names, none of which the module mentions. So it is without a module.
+# In place of find: names, none of which the scope mentions; without a scope, the module. A scope
+# has to be there; of a module that is not there, it is so.
 #unmentioned = ["should_use_reduce_scatter"]
 # Optional: the entry that puts it there, where no release has it: it counts as exported to disk.
 #after = "{id}"
@@ -158,7 +163,7 @@ id = "{id}"
 _TEST = '''\
 """``{id}``: the fault, and that it is gone.
 
-Beside this file, where they apply: decisions.py, layers.py, matrix.py (CONTRIBUTING.md, "Tests").
+What proves which fault, and in which file: CONTRIBUTING.md, "Which proof an entry needs".
 """
 
 from __future__ import annotations
@@ -177,6 +182,13 @@ _EVIDENCE = """\
 **Evidence.** What was measured, on what.
 
 **Difference from upstream.** None.
+"""
+
+_HISTORY = """\
+# The commits of sglang that brought the fault, each with what it did and its pull request.
+brought = []
+# Those that mended it; none as long as upstream has not.
+mended = []
 """
 
 
@@ -206,6 +218,7 @@ def texts(entry: str, root: Path) -> dict[Path, str]:
         root / "patches" / entry / "patch.toml": _PATCH.format(id=entry, pr=pr, number=number),
         root / "tests" / "patches" / entry / "test_source.py": _TEST.format(id=entry),
         root / "tests" / "patches" / entry / "evidence.md": _EVIDENCE,
+        root / "tests" / "patches" / entry / "history.toml": _HISTORY,
     }
 
 

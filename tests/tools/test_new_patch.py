@@ -77,6 +77,14 @@ def test_every_key_has_a_line_that_explains_it(made: Path) -> None:
     assert all(re.match(r"# [A-Za-z]", lines[number - 1]) for number in keys)
 
 
+def test_it_has_every_file_that_nobody_generates(made: Path, root: Path) -> None:
+    told = {file.name: file.read_text() for file in (root / "tests" / "patches" / ID).iterdir()}
+
+    assert told.keys() == {"test_source.py", "evidence.md", "history.toml"}
+    lists = re.findall(r"^(\w+) = \[\]$", told["history.toml"], re.MULTILINE)
+    assert lists == ["brought", "mended"]
+
+
 def test_until_it_is_filled_in_the_register_names_file_and_key(made: Path) -> None:
     with pytest.raises(RegisterError, match=f"{re.escape(str(made))}: 'kind' is missing"):
         load_folder(made.parents[1], complete=False)
