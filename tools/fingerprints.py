@@ -17,12 +17,11 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generated import bring_up_to_date, each_of
+from generated import bring_up_to_date, each_of, read_register
 from packaging.version import Version
 from wheels import fetch_all
 
 from sglang_commfix.engine.errors import AnchorError
-from sglang_commfix.engine.register import load_folder
 from sglang_commfix.engine.rewrite import placed, rewrite
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import KEY, Sglang
@@ -62,7 +61,7 @@ def found_in(folder: Path) -> dict[str, str | None]:
 
 @cache
 def _register() -> Register:
-    return load_folder(PATCHES, complete=False)
+    return read_register(PATCHES, complete=False)
 
 
 def fingerprints_of(tree: Tree, patches: Sequence[Patch]) -> dict[str, str | None]:

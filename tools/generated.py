@@ -8,10 +8,15 @@ from concurrent.futures import ProcessPoolExecutor
 from textwrap import TextWrapper
 from typing import TYPE_CHECKING, TypeVar
 
+from sglang_commfix.engine.errors import RegisterError
+from sglang_commfix.engine.register import load_folder
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from sglang_commfix.engine.register import Register
 
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
@@ -19,6 +24,14 @@ _WIDTH = 100
 _ITEM = re.compile(r"(?: *)(?:- |\d+\. )")
 # What is not broken: code, and the text of a link with what it leads to.
 _WHOLE = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)|\]\([^)]*\)", re.DOTALL)
+
+
+def read_register(folder: Path, *, complete: bool = True) -> Register:
+    """Return the register; end the run, and say why, if it cannot be used."""
+    try:
+        return load_folder(folder, complete=complete)
+    except RegisterError as error:
+        raise SystemExit(str(error)) from None
 
 
 def each_of(

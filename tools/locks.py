@@ -15,12 +15,11 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from fingerprints import PATCHES, wanted_files
-from generated import bring_up_to_date, each_of
+from generated import bring_up_to_date, each_of, read_register
 from wheels import fetch_all
 
 from sglang_commfix.engine import shipped
 from sglang_commfix.engine.make_lock import make_lock
-from sglang_commfix.engine.register import load_folder
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import KEY, Sglang, short_digest
 
@@ -53,7 +52,7 @@ def main() -> int:
 
 @cache
 def _register() -> Register:
-    return load_folder(PATCHES)
+    return read_register(PATCHES)
 
 
 def decided(folder: Path) -> tuple[str, Lock]:
@@ -71,7 +70,11 @@ def refuse_doubt(locks: dict[str, Lock]) -> None:
         if decision["decision"] == "refused"
     ]
     if doubts:
-        raise SystemExit("\n".join(doubts))
+        wanted = (
+            "What is edited has to stand in every affected release, and in every other one a"
+            " [[sound]] clause that stands in none of the affected (CONTRIBUTING.md)"
+        )
+        raise SystemExit("\n".join([*doubts, wanted]))
 
 
 if __name__ == "__main__":

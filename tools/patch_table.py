@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generated import bring_up_to_date, wrapped
+from generated import bring_up_to_date, read_register, wrapped
 from packaging.version import Version
 
-from sglang_commfix.engine.register import facts, load_folder
+from sglang_commfix.engine.register import facts
 from sglang_commfix.run.plan import DEFAULT_KINDS
 
 
@@ -266,7 +266,10 @@ def _heading(patch: Patch) -> str:
     for word, heading in _SEEN.items():
         if word in patch.seen:
             return heading
-    raise SystemExit(f"{patch.id}: seen has none of the words {', '.join(_SEEN)}")
+    raise SystemExit(
+        f"patches/{patch.id}/patch.toml: `seen` has none of the words {', '.join(_SEEN)}, by which"
+        " the README's tables sort it"
+    )
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -321,7 +324,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
     arguments = parser.parse_args()
     root = Path(__file__).resolve().parent.parent
-    register = load_folder(root / "patches")
+    register = read_register(root / "patches")
     texts = {
         root / "patches" / "README.md": wrapped(render(register)),
         root / "docs" / "releases.md": wrapped(render_releases(register)),

@@ -27,12 +27,11 @@ from itertools import groupby, product
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fingerprints import PATCHES, wanted_files
-from generated import bring_up_to_date
+from generated import bring_up_to_date, read_register
 from packaging.specifiers import SpecifierSet
 from wheels import fetch
 
 from sglang_commfix.engine.fingerprint import fingerprint, suites
-from sglang_commfix.engine.register import load_folder
 from sglang_commfix.engine.source import Source
 
 
@@ -612,7 +611,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
     arguments = parser.parse_args()
-    patches = load_folder(PATCHES, complete=False).patches
+    patches = read_register(PATCHES, complete=False).patches
     known = json.loads((PATCHES / "releases.json").read_text(encoding="utf-8"))
     files = [*wanted_files(patches), MODELS]
     table = {

@@ -636,7 +636,8 @@ class Facts:
 
 def _is_known(name: str, known: Iterable[str]) -> None:
     if name not in known:
-        raise ValueError(f"{name!r} is unknown; there may be {', '.join(sorted(known))}")
+        there = ", ".join(sorted(known))
+        raise ValueError(f"{name!r} is unknown; there may be {there}, by patches/launches.toml")
 
 
 def read_facts(data: dict[str, Any]) -> Facts:

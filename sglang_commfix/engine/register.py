@@ -625,7 +625,7 @@ def _check_fingerprints(patch: Patch) -> None:
     wanted = {*map(str, patch.targets), *(clause.key for clause in patch.clauses)}
     if missing := wanted - {*map(str, known.targets), *known.clauses}:
         names = ", ".join(sorted(missing))
-        raise ValueError(f"fingerprints.json lacks {names}: run tools/fingerprints.py")
+        raise ValueError(f"fingerprints.json lacks {names}: run tools/fingerprints.py --offline")
 
 
 def _patch(folder: Path, data: dict[str, Any]) -> Patch:
@@ -656,7 +656,7 @@ def _patch(folder: Path, data: dict[str, Any]) -> Patch:
         beside=_each(data, "beside", lambda item: Beside(item["id"], item["when"])),
         meets=_meets(data),
         avoid=_each(data, "avoid", lambda item: _avoid(item, affected)),
-        shown=tuple(data["shown"]),
+        shown=_shown(data),
         fingerprints=fingerprints,
         **{name: data[name].strip() for name in _TEXTS},
     )
@@ -742,6 +742,12 @@ def _meets(data: Mapping[str, Any]) -> tuple[Condition, ...]:
     if not data["meets"]:
         raise ValueError("an entry says when its fault is met")
     return _each(data, "meets", lambda item: facts().condition(cast("WhenTable", item)))
+
+
+def _shown(data: Mapping[str, Any]) -> tuple[Platform, ...]:
+    if not data["shown"]:
+        raise ValueError("shown is empty: an entry was shown on ranks, in a server or on a GPU")
+    return tuple(data["shown"])
 
 
 def _avoid(item: Mapping[str, Any], affected: SpecifierSet) -> Avoidance:

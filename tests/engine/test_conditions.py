@@ -341,6 +341,7 @@ class TestAnEntry:
             ({"meets": [{"machines": ["H100"]}]}, "'H100' is unknown; there may be AMD"),
             ({"meets": [{"releases": "new"}]}, "Invalid specifier"),
             ({"meets": [{"flag": ["tp_size > 1"]}]}, "'flag' is unknown; there may be releases"),
+            ({"shown": []}, "an entry was shown on ranks"),
             ({"shown": ["H800"]}, "is 'H800', which is none of cpu ranks"),
             ({"avoid": [{"cost": "time"}]}, "what avoids a fault are flags"),
             ({"avoid": [{"what": "a", "flags": {"ep_size": 1}}]}, "what avoids a fault are flags"),
@@ -372,7 +373,7 @@ class TestAnEntry:
         self, tmp_path: Path, upstream: Upstream
     ) -> None:
         (before,) = upstream.register(tmp_path / "a").patches
-        other = {"meets": [{"flags": ["pp_size > 1"]}], "shown": [], "avoid": [{"what": "x"}]}
+        other = {"meets": [{"flags": ["pp_size > 1"]}], "shown": ["H200"], "avoid": [{"what": "x"}]}
         (after,) = upstream.register(tmp_path / "b", patch(**other)).patches
 
         assert before.meets != after.meets

@@ -1,13 +1,19 @@
-"""The prose of pages at one width."""
+"""The prose of pages at one width; and what tools say of an entry that they cannot use."""
 
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
-from generated import wrapped
+from generated import read_register, wrapped
 from hypothesis import example, given
 from hypothesis import strategies as st
+from locks import refuse_doubt
+
+from sglang_commfix.engine.register import patches_folder
 
 
 LONG = " ".join(["word"] * 30)
@@ -52,3 +58,22 @@ def test_words_stay_and_filling_again_changes_nothing(text: str) -> None:
     once = wrapped(text)
     assert re.sub(r"\s+", " ", once).strip() == re.sub(r"\s+", " ", text).strip()
     assert wrapped(once) == once
+
+
+def test_what_is_wrong_with_an_entry_is_said_in_one_line(tmp_path: Path) -> None:
+    shutil.copytree(patches_folder(), tmp_path, dirs_exist_ok=True)
+    (file,) = tmp_path.glob("24785-*/patch.toml")
+    file.write_text("pr = 1\n")
+
+    with pytest.raises(SystemExit, match=f"^{re.escape(str(file))}: 'id' is missing$"):
+        read_register(tmp_path)
+
+
+def test_a_refusal_in_a_release_ends_the_run_and_says_what_an_entry_needs() -> None:
+    refused = {"id": "1-a", "decision": "refused", "reason": "neither is known"}
+
+    with pytest.raises(SystemExit) as end:
+        refuse_doubt(cast("Any", {"0.5.2": {"decisions": [refused]}}))
+    first, last = str(end.value).splitlines()
+    assert first == "0.5.2: 1-a is refused: neither is known"
+    assert "a [[sound]] clause" in last
