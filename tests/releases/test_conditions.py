@@ -515,7 +515,7 @@ class TestWhatWasShown:
             str(one): REGISTER[entry].answer(one.launch) for one in SHOWN if one.entry == entry
         }
 
-        assert answers
+        assert answers, f"what its own tests launch stands in OF_TESTS: {entry} is not there"
         wanted = {Answer.MAY} if entry in ONLY_MAY else {Answer.MEETS}
         if entry in PARTLY:
             wanted = {Answer.MAY, Answer.MEETS}
@@ -752,4 +752,7 @@ def test_an_entry_says_where_it_was_shown_and_nothing_else(entry: str) -> None:
     wanted = {
         name for name, is_so in found.items() if is_so and (entry, name) not in NOT_BY_THE_ENTRY
     }
-    assert set(REGISTER[entry].shown) == wanted
+    assert set(REGISTER[entry].shown) == wanted, (
+        "layers.py or test_ranks.py shows it on cpu ranks, test_servers.py in a cpu server;"
+        f" H100 and H200 stand in evidence.md: {found}"
+    )

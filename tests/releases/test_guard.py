@@ -39,11 +39,16 @@ def test_what_shows_the_fault_is_in_no_release_without_it(patch: Patch) -> None:
             all(known.clauses[one.key][index] in one.forms(known) for one in variant.clauses)
             for variant in patch.variants()
         )
-        sound = any(known.clauses[one.key][index] in one.forms(known) for one in patch.sound)
+        sound = [
+            f"{one.key}: {one.why}"
+            for one in patch.sound
+            if known.clauses[one.key][index] in one.forms(known)
+        ]
         affected = release in patch.affected_releases
-        assert sound != affected, release
+        assert not (sound and affected), f"{release} is affected, and is sound by {sound}"
+        assert sound or affected, f"{release} is not affected, and no [[sound]] clause stands there"
         # An anchor that only has text put in stands there with the fix, too.
-        assert faulty or not affected, release
+        assert faulty or not affected, f"{release} is affected, and what is edited is not there"
 
 
 @each_patch
