@@ -47,33 +47,13 @@ def test_items_hang() -> None:
     )
 
 
-WORDS = st.sampled_from(
-    ["a", "bcd", "`e f`", "``g ` h``", "[i j](k)", "\n", "\n\n", "- ", "1. ", "|"]
-)
+WORDS = st.sampled_from(["a", "bcd", "`e f`", "``g ` h``", "[i j](k)", "\nl", "\n- m", "\n1. n"])
+PARAGRAPHS = st.lists(WORDS, min_size=1, max_size=40).map(lambda words: " ".join(words).strip())
 
 
-@given(st.lists(WORDS, max_size=80).map(" ".join))
+@given(st.lists(PARAGRAPHS, min_size=1, max_size=4).map("\n\n".join))
 @example(FENCED)
 def test_words_stay_and_filling_again_changes_nothing(text: str) -> None:
     once = wrapped(text)
-    assert re.sub(r"\s+", " ", once).strip() == re.sub(r"\s+", " ", text).strip()
+    assert re.sub(r"\s+", " ", once) == re.sub(r"\s+", " ", text)
     assert wrapped(once) == once
-
-
-def test_what_is_wrong_with_an_entry_is_said_in_one_line(tmp_path: Path) -> None:
-    shutil.copytree(patches_folder(), tmp_path, dirs_exist_ok=True)
-    (file,) = tmp_path.glob("24785-*/patch.toml")
-    file.write_text("pr = 1\n")
-
-    with pytest.raises(SystemExit, match=f"^{re.escape(str(file))}: 'id' is missing$"):
-        read_register(tmp_path)
-
-
-def test_a_refusal_in_a_release_ends_the_run_and_says_what_an_entry_needs() -> None:
-    refused = {"id": "1-a", "decision": "refused", "reason": "neither is known"}
-
-    with pytest.raises(SystemExit) as end:
-        refuse_doubt(cast("Any", {"0.5.2": {"decisions": [refused]}}))
-    first, last = str(end.value).splitlines()
-    assert first == "0.5.2: 1-a is refused: neither is known"
-    assert "a [[sound]] clause" in last
