@@ -10,8 +10,9 @@ from types import CodeType
 
 import pytest
 from fingerprints import Edited
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from rig.sources import mutations
 from rig.sources.fuzz import chunk
 from rig.sources.mutations import FORMATTERS, MUTATORS, mutated
 from rig.sources.published import RELEASES, after, lock_of, tree
@@ -149,6 +150,13 @@ def test_formatting_changes_neither_a_decision_nor_the_code_that_runs(
     st.lists(st.sampled_from(MUTATORS), min_size=1, max_size=3),
     CHANCES,
     st.booleans(),
+)
+@example(
+    # That the ranks agree is taken out of a function, which once counted as a release before it.
+    Target("sglang.srt.layers.flashinfer_comm_fusion", "ensure_workspace_initialized"),
+    [mutations.rename, mutations.delete_a_statement],
+    random.Random(34017),
+    False,
 )
 def test_a_change_inside_a_target_never_turns_a_decision_round_and_is_spliced_right(
     target: Target, mutators: list[object], chance: random.Random, allowed: bool

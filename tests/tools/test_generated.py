@@ -57,3 +57,22 @@ def test_words_stay_and_filling_again_changes_nothing(text: str) -> None:
     once = wrapped(text)
     assert re.sub(r"\s+", " ", once) == re.sub(r"\s+", " ", text)
     assert wrapped(once) == once
+
+
+def test_what_is_wrong_with_an_entry_is_said_in_one_line(tmp_path: Path) -> None:
+    shutil.copytree(patches_folder(), tmp_path, dirs_exist_ok=True)
+    (file,) = tmp_path.glob("24785-*/patch.toml")
+    file.write_text("pr = 1\n")
+
+    with pytest.raises(SystemExit, match=f"^{re.escape(str(file))}: 'id' is missing$"):
+        read_register(tmp_path)
+
+
+def test_a_refusal_in_a_release_ends_the_run_and_says_what_an_entry_needs() -> None:
+    refused = {"id": "1-a", "decision": "refused", "reason": "neither is known"}
+
+    with pytest.raises(SystemExit) as end:
+        refuse_doubt(cast("Any", {"0.5.2": {"decisions": [refused]}}))
+    first, last = str(end.value).splitlines()
+    assert first == "0.5.2: 1-a is refused: neither is known"
+    assert "a [[sound]] clause" in last
