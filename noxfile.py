@@ -78,7 +78,7 @@ def engine(session: nox.Session) -> None:
     What releases hold is looked at there alone, and adds nothing to what is covered.
     """
     _install(session)
-    tests = ["-n", "auto", "--dist", "loadgroup"]
+    tests = ["-n", "auto", "--dist", "worksteal"]
     without_servers = "not servers and not packaging"
     if session.python != HERE:
         if session.python == PYTHONS[0]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from rig.stand_in import FAULTY, FILE, Upstream, write_sglang
 from sglang_commfix.engine.register import Register
 
 
-RELEASE = re.compile(r"\d+\.\d+\.\d+(\.post\d+)?")
 # What a test needs because of the folder that it is in.
 MARKED = {
     "docs": "one_python",
@@ -33,12 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(MARKED[folder])
         if item.get_closest_marker("servers_full"):
             item.add_marker("servers")
-        parameters = getattr(item, "callspec", None)
-        for value in parameters.params.values() if parameters else ():
-            release = getattr(value, "release", value)
-            if isinstance(release, str) and RELEASE.fullmatch(release):
-                # One worker for each release: reading it takes seconds, and a good deal of memory.
-                item.add_marker(pytest.mark.xdist_group(release))
 
 
 def pytest_sessionfinish() -> None:

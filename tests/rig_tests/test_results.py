@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from generated import wrapped
 from rig.expected import GPT_OSS, MODELS, RELEASES, Expected, Outcome, Result
 from rig.matrix import CELLS, Cell
 from rig.progress import Progress
@@ -25,7 +26,7 @@ class TestPage:
         return read()
 
     def test_it_is_what_the_raw_results_render_to(self, content: dict[str, Any]) -> None:
-        assert PAGE.read_text(encoding="utf-8") == render(content)
+        assert PAGE.read_text(encoding="utf-8") == wrapped(render(content))
 
     def test_it_shows_every_server_of_the_matrix_doing_what_is_expected(
         self, content: dict[str, Any]
