@@ -79,5 +79,13 @@ def unpack(wheel: Path, folder: Path, files: Iterable[str]) -> None:
     below = tuple(name for name in files if name.endswith("/"))
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            if name in files or name.startswith(below):
-                archive.extract(name, folder)
+            if not name.endswith("/") and (name in files or name.startswith(below)):
+                _put(folder / name, archive.read(name))
+
+
+def _put(file: Path, data: bytes) -> None:
+    """Write a file at once: another process may read what was there before."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    partial.replace(file)
