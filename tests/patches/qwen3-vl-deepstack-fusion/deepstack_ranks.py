@@ -1,23 +1,19 @@
 """The release's own `Qwen3MoeLLMModel.forward` on real ranks over gloo, against one process in float64.
 
-Started by test_ranks.py with the rig's Python: imports sglang once, then forks the ranks of each
-scenario, and writes down what each of them has found. Layers, their weights and FlashInfer's
+Runs in the rig's Python, and is asked by test_ranks.py: imports sglang once, then forks the ranks of
+each scenario. Layers, their weights and FlashInfer's
 stand-in are those of `rig.layers`; the features are random numbers, as large as the hidden states.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib
-import multiprocessing
-import os
-import tempfile
-import traceback
 from typing import TYPE_CHECKING, Any
 
-from rig.answering import answer, end_with_parent
+from rig import forked
+from rig.answering import answer
 from rig.layers import models, reference
 from rig.layers import rank as rig_rank
 from rig.layers.case import Case, Layout
@@ -27,7 +23,8 @@ from rig.shims import placeholders
 
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 torch: Any = importlib.import_module("torch")
@@ -126,41 +123,14 @@ def relative_error(actual: Tensor, wanted: Tensor) -> float:
     return float((actual.double() - wanted).abs().max() / wanted.pow(2).mean().sqrt())
 
 
-def run_ranks(scenario: dict[str, Any], checkpoint: str) -> list[dict[str, Any]]:
-    context = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as folder:
-        started = []
-        for rank in range(scenario["ranks"]):
-            ours, theirs = context.Pipe()
-            arguments = (scenario, rank, f"file://{folder}/rendezvous", checkpoint, theirs)
-            process = context.Process(target=in_rank, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            started.append((process, ours))
-        try:
-            return [
-                pipe.recv() if pipe.poll(PATIENCE) else {"raised": "no answer"}
-                for _, pipe in started
-            ]
-        finally:
-            for process, _ in started:
-                process.kill()
-                process.join()
+def run_ranks(scenario: dict[str, Any], checkpoint: str) -> list[Any]:
+    """Return what each rank has found, its error, or where it stands."""
 
+    def body(rank: int, folder: Path, begin_step: Callable[[], None]) -> dict[str, Any]:
+        begin_step()
+        return run(scenario, rank, f"file://{folder}/rendezvous", checkpoint)
 
-def in_rank(
-    scenario: dict[str, Any], rank: int, rendezvous: str, checkpoint: str, parent: Connection
-) -> None:
-    end_with_parent()
-    try:
-        found = run(scenario, rank, rendezvous, checkpoint)
-    except Exception:
-        found = {"raised": traceback.format_exc()}
-    parent.send(found)
-    # Not before all are done: the last collective of another may still need this end of it.
-    with contextlib.suppress(EOFError):
-        parent.recv()
-    os._exit(0)
+    return forked.run(scenario["ranks"], body, stall=PATIENCE)
 
 
 def take_interpreted_kernels() -> None:
