@@ -127,11 +127,11 @@ class _Statements:
         patch = self._patch
         if missing := self._missing():
             return self._finding("refused", missing)
-        for variant in patch.variants():
+        for variant in patch.variants:
             if all(self._is_made(edit) for edit in variant.edits):
                 reason = "what it puts in is there already, as after `sglang-commfix export`"
                 return self._finding("not-needed", reason, needed=False)
-        faulty = next((one for one in patch.variants() if not any(self._odd(one))), None)
+        faulty = next((one for one in patch.variants if not any(self._odd(one))), None)
         sound = next((one for one in patch.sound if self._is_sound(one)), None)
         if sound is None:
             if faulty is None:
@@ -274,7 +274,7 @@ class _Statements:
             if stands.anew and stands.form not in self._known.clauses[clause.key]:
                 lines = ", ".join(map(str, stands.anew))
                 return f"line {lines} may bind {clause.target} to code that no edit reaches"
-        variants = (list(self._odd(variant)) for variant in self._patch.variants())
+        variants = (list(self._odd(variant)) for variant in self._patch.variants)
         odd = min(variants, key=len, default=[])
         more = f", and {len(odd) - 2} more" if len(odd) > 2 else ""
         says = f"this sglang says it is {self._tree.says}"
@@ -292,7 +292,7 @@ def _let_through(tree: Tree, finding: Finding, allowed: bool) -> Finding:
             f"`sglang-commfix lock --allow {patch.id}`, and keep it if what "
             f"`sglang-commfix diff {patch.id}` shows then is right"
         )
-    variants = [one.edits for one in patch.variants() if _anchored(tree, one.edits)]
+    variants = [one.edits for one in patch.variants if _anchored(tree, one.edits)]
     if len(set(variants)) != 1:
         return finding.refused(
             f"{finding.reason}, and the text to be changed is not there exactly once"

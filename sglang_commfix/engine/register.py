@@ -11,8 +11,8 @@ import json
 import sys
 import textwrap
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from itertools import groupby, repeat
+from functools import cache, cached_property, partial
+from itertools import compress, groupby, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
@@ -154,6 +154,12 @@ def _parsed(text: str) -> tuple[ast.stmt, ...]:
     return tuple(ast.parse(text).body)
 
 
+@cache
+def _covered(releases: SpecifierSet, among: tuple[str, ...]) -> tuple[bool, ...]:
+    """Tell of each of ``among`` whether it is one of ``releases``."""
+    return tuple(releases.contains(release, prereleases=True) for release in among)
+
+
 @dataclass(frozen=True, order=True)
 class Target:
     """A class or function of sglang: module and qualified name (empty: the module itself)."""
@@ -196,7 +202,7 @@ class Edit:
         """The new statements."""
         return parsed(self.text)
 
-    @property
+    @cached_property
     def clause(self) -> Clause:
         """What has to be there for the edit to do what it does on a release."""
         return Clause(
@@ -247,7 +253,7 @@ class Clause:
     releases: SpecifierSet
     after: str = ""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Its name in ``fingerprints.json``."""
         what = [
@@ -265,11 +271,7 @@ class Clause:
         """Return the forms that it has in its releases."""
         if self.unmentioned:
             return frozenset({"unmentioned"})  # so it is, whether a release has it or not
-        own = (
-            value
-            for release, value in zip(known.releases, known.clauses[self.key], strict=True)
-            if self.releases.contains(release, True)
-        )
+        own = compress(known.clauses[self.key], _covered(self.releases, known.releases))
         return frozenset(value for value in own if value is not None)
 
 
@@ -419,29 +421,29 @@ class Patch:
         """Tell whether ``release`` is one of those from the first with a fix on."""
         return self.fixed_in is not None and Version(release) >= Version(self.fixed_in)
 
-    @property
+    @cached_property
     def targets(self) -> tuple[Target, ...]:
         """The scopes that are fingerprinted whole: what is edited, and what shows the fault."""
         scopes = [edit.target for edit in self.edits if edit.target.scope]
         scopes += [clause.target for clause in self.faulty if clause.target.scope]
         return tuple(dict.fromkeys(scopes))
 
-    @property
+    @cached_property
     def clauses(self) -> tuple[Clause, ...]:
         """Everything whose form is looked at."""
         return (*(edit.clause for edit in self.edits), *self.faulty, *self.sound, *self.made)
 
-    @property
+    @cached_property
     def made(self) -> tuple[Clause, ...]:
         """What shows that it is on disk already: what is left of each edit that has a scope."""
         return tuple(edit.made(self.id) for edit in self.edits if edit.target.scope)
 
-    @property
+    @cached_property
     def modules(self) -> tuple[str, ...]:
         """Every module that it edits, or that it is decided by."""
         return tuple(dict.fromkeys(clause.target.module for clause in self.clauses))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """What tells whether decisions about it, and texts, were made from it as it is."""
         edits = [
@@ -457,10 +459,11 @@ class Patch:
         everything = [self.fixed_in, self.range, edits, known, clauses]
         return short_digest(json.dumps(everything, sort_keys=True).encode())
 
-    @property
+    @cached_property
     def affected_releases(self) -> tuple[str, ...]:
         """The published releases that have the fault, oldest first."""
-        return tuple(r for r in self.fingerprints.releases if self.affected.contains(r, True))
+        known = self.fingerprints.releases
+        return tuple(compress(known, _covered(self.affected, known)))
 
     def edits_for(self, release: str) -> tuple[Edit, ...]:
         """Return the edits that ``release`` takes."""
@@ -470,8 +473,9 @@ class Patch:
         """Return what has to be there in ``release`` beside what is edited."""
         return tuple(one for one in self.faulty if one.releases.contains(release, True))
 
+    @cached_property
     def variants(self) -> tuple[Variant, ...]:
-        """Return the distinct sets of edits that affected releases take, and what shows the fault.
+        """The distinct sets of edits that affected releases take, and what shows the fault.
 
         Releases that take the same edits and show the fault by the same clauses are one variant.
         """

@@ -24,6 +24,7 @@ import ast
 import builtins
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from sglang_commfix.engine.errors import SourceError
@@ -118,13 +119,18 @@ def names_in(scope: ast.AST) -> frozenset[str]:
     """Return every name that a piece of code mentions: defined, read, imported, an attribute."""
     names: set[str] = set()
     for node in ast.walk(scope):
-        for field_name in ("id", "attr", "name", "asname", "arg", "module"):
+        for field_name in _naming(node._fields):
             value = getattr(node, field_name, None)
             if isinstance(value, str):
                 names.update(value.split("."))
         if isinstance(node, (ast.Global, ast.Nonlocal)):
             names.update(node.names)
     return frozenset(names)
+
+
+@cache
+def _naming(fields: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(n for n in ("id", "attr", "name", "asname", "arg", "module") if n in fields)
 
 
 def _form(parts: Sequence[str]) -> Form:
