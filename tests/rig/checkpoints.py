@@ -107,6 +107,14 @@ CONFIGS: dict[str, Config] = {
     },
 }
 
+# From 0.5.12.post1 on Triton's decode kernel takes MLA's keys as wide as in the real model (512 and
+# 64 of rotary embedding), or half as wide.
+CONFIGS["deepseek-v3-wide-keys"] = {
+    **CONFIGS["deepseek-v3"],
+    "kv_lora_rank": 256,
+    "qk_rope_head_dim": 32,
+}
+
 CONFIGS["gpt-oss"] = {
     **_COMMON,
     "architectures": ["GptOssForCausalLM"],

@@ -10,6 +10,7 @@ from rig.workload import Round, compare
 pytestmark = pytest.mark.servers
 
 TRITON = ("--attention-backend", "triton")
+MODEL = "deepseek-v3-wide-keys"
 ATTENTION_TP_2_DP_2 = ("--tp", "4", "--dp", "2", "--enable-dp-attention")
 TOO_SMALL = "The expanded size of the tensor (3) must match the existing size (4)"
 
@@ -32,7 +33,7 @@ def server(
 ) -> Setup:
     return Setup(
         release, (*flags, *TRITON), patches="1" if patched else None, rounds=rounds,
-        max_running_requests=pool,
+        max_running_requests=pool, model=MODEL,
     )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def test_unpatched_it_dies_in_the_first_step_of_as_many_requests_as_it_admits(
 @each_release
 def test_patched_it_answers_them_as_one_rank_does(observe: Observer, release: str) -> None:
     setup = server(release, TP_2_DENSE_TP_1, patched=True, rounds=(TWO, THREE))
-    reference = Setup(release, TRITON, rounds=(TWO, THREE))
+    reference = Setup(release, TRITON, rounds=(TWO, THREE), model=MODEL)
 
     assert compare(observe(setup).answers, observe(reference).answers).is_noise
 
@@ -63,7 +64,7 @@ def test_under_dp_attention_the_pool_of_one_rank_counts(observe: Observer, patch
 
     if patched:
         assert not isinstance(outcome, Failure)
-        reference = Setup("0.5.11", TRITON, rounds=(SIX,))
+        reference = Setup("0.5.11", TRITON, rounds=(SIX,), model=MODEL)
         assert compare(outcome.answers, observe(reference).answers).is_noise
     else:
         assert isinstance(outcome, Failure)
