@@ -96,11 +96,17 @@ class Edited(Sglang):
 
     def __init__(self, sglang: Sglang, edited: Mapping[str, bytes]) -> None:
         super().__init__(sglang.path)
+        self._genuine = sglang
         self._edited = edited
 
     def raw(self, module: str) -> bytes | None:
         """Return the bytes of a module's file; ``None``: no such module."""
-        return self._edited[module] if module in self._edited else super().raw(module)
+        return self._edited[module] if module in self._edited else self._genuine.raw(module)
+
+    def digest(self, module: str) -> str | None:
+        """Return the SHA-256 of a module's file; ``None``: no such module."""
+        edited = module in self._edited
+        return super().digest(module) if edited else self._genuine.digest(module)
 
 
 def render(releases: Sequence[str], patch: Patch, table: dict[str, dict[str, str | None]]) -> str:

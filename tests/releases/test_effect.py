@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 from rig.sources.fuzz import KEPT, LOST, Ground, bound
+from rig.sources.published import with_files
 
 from sglang_commfix.engine.register import Patch, Target, load
 
@@ -34,7 +35,7 @@ def verdict(name: str, target: Target, below: str) -> tuple[str, str]:
     source = ground(name).tree.source(target.module)
     assert source is not None
     text = f"{source.text}\n{bound(below, target.scope)}\n"
-    tree = ground(name).with_text(target.module, text.encode())
+    tree = with_files(ground(name).tree, {target.module: text.encode()})
     (decision,) = ground(name).decided(tree, [load()[name]])
     return decision["decision"], decision["reason"]
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from fingerprints import Edited
-from rig.sources.published import RELEASES, plan_for, tree
+from rig.sources.published import RELEASES, plan_for, tree, with_files
 
 from sglang_commfix.engine.guard import as_released, by_statements, decide
 from sglang_commfix.engine.register import Fingerprints, Patch, Variant, load
-from sglang_commfix.engine.tree import Tree
 
 
 # Forms are the same on every Python, which `tools/locks.py --check` shows there.
@@ -37,7 +35,7 @@ def test_what_shows_the_fault_is_in_no_release_without_it(patch: Patch) -> None:
     for index, release in enumerate(known.releases):
         faulty = any(
             all(known.clauses[one.key][index] in one.forms(known) for one in variant.clauses)
-            for variant in patch.variants()
+            for variant in patch.variants
         )
         sound = [
             f"{one.key}: {one.why}"
@@ -54,7 +52,7 @@ def test_what_shows_the_fault_is_in_no_release_without_it(patch: Patch) -> None:
 @each_patch
 def test_no_variant_asks_for_less_than_another(patch: Patch) -> None:
     """It would be taken where the other's edits do not fit, and leave them out."""
-    variants = [set(variant.clauses) for variant in patch.variants()]
+    variants = [set(variant.clauses) for variant in patch.variants]
     assert not any(one < other for one in variants for other in variants)
 
 
@@ -126,7 +124,7 @@ def test_no_entry_changes_what_another_one_relies_on(release: str) -> None:
     for one in concerned:
         modules = plan_for(release, one.id).modules
         after = {name: module.after for name, module in modules.items()}
-        edited = Tree(Edited(tree(release).sglang, after))
+        edited = with_files(tree(release), after)
         (finding,) = decide(load(), edited, known=[name for name in IDS if name != one.id])
         assert finding.verdict == "not-needed", finding.reason
         for other in concerned:

@@ -9,13 +9,12 @@ from functools import cache
 from types import CodeType
 
 import pytest
-from fingerprints import Edited
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from rig.sources import mutations
 from rig.sources.fuzz import chunk
 from rig.sources.mutations import FORMATTERS, MUTATORS, mutated
-from rig.sources.published import RELEASES, after, lock_of, tree
+from rig.sources.published import RELEASES, after, lock_of, tree, with_files
 
 from sglang_commfix.engine.fingerprint import find_scope, normal_form, parse
 from sglang_commfix.engine.guard import decide
@@ -219,7 +218,7 @@ def test_where_code_is_unknown_nothing_is_decided_that_stands_on_it(
             texts[module] = unknown(source.text, own).encode()
     there = {t for t in replaced if original.fingerprint(t) is not None}
     others = [one for one in IDS if one != name]
-    (finding,) = decide(load(), Tree(Edited(original.sglang, texts)), known=others)
+    (finding,) = decide(load(), with_files(original, texts), known=others)
     shows = [
         one for one in patch.sound if original.stands(one).form in one.forms(patch.fingerprints)
     ]
@@ -227,7 +226,7 @@ def test_where_code_is_unknown_nothing_is_decided_that_stands_on_it(
     affected = release in patch.affected_releases
     assert finding.verdict in {"refused", "apply" if affected else "not-needed"}, finding.reason
     if affected and there & relied:
-        variant = next(v for v in patch.variants() if set(v.edits) == set(patch.edits_for(release)))
+        variant = next(v for v in patch.variants if set(v.edits) == set(patch.edits_for(release)))
         if there & {one.target for one in variant.clauses if one.find}:
             assert finding.verdict == "refused", finding.reason
     elif affected:

@@ -14,14 +14,14 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
 from rig.sources.mutations import MUTATORS
-from rig.sources.published import tree
-from rig.sources.shrunk import Names, Stub, executed, instance, shrunk, source_of, with_text
+from rig.sources.published import tree, with_files
+from rig.sources.shrunk import Names, Stub, executed, instance, shrunk, source_of
 
 from sglang_commfix.engine.errors import SourceError
 from sglang_commfix.engine.fingerprint import Definition, find_scope, normal_form, suites
@@ -145,7 +145,7 @@ class Case:
     @cached_property
     def release_does(self) -> Callable[[Input], tuple[Seen | None, Seen | None]]:
         """What the function of the release does, without the entry and with it."""
-        made = with_text(self.release, self.module, self.text)
+        made = with_files(tree(self.release), {self.module: self.text.encode()})
         without = self.space(self.text)
         with_it = self.space(patched(made, self, self.patch.edits_for(self.release)))
         known: dict[tuple[Any, ...], tuple[Seen | None, Seen | None]] = {}
@@ -724,6 +724,12 @@ CASES = [
     gpt_oss("0.5.17", is_told=False),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
+# No edit that is made here takes these their effect, and leaves their anchors and a run.
+ALL_WORK = {
+    "11665-glm4-moe-double-reduce-0.5.3",
+    "11665-glm4-moe-double-reduce-0.5.4.post1",
+    "37199-gpt-oss-double-reduce-0.5.17",
+}
 
 # ------------------------------------------------------------------------------ random edits
 
@@ -1049,14 +1055,13 @@ class Counts:
         return ", ".join(f"{number} {what}" for what, number in sorted(self.verdicts.items()))
 
 
-@cache
-def counts_of(number: int) -> Counts:
-    case, counts = CASES[number], Counts()
+def counts_of(case: Case) -> Counts:
+    counts = Counts()
     others = [patch.id for patch in load().patches if patch.id != case.entry]
     for clause in case.patch.clauses:
         tree(case.release).stands(clause)  # those in other modules stay as they are
     for way, text in mutants(case):
-        made = with_text(case.release, case.module, text)
+        made = with_files(tree(case.release), {case.module: text.encode()})
         try:
             compile(text, "m", "exec", dont_inherit=True)
         except (SyntaxError, ValueError):
@@ -1067,7 +1072,7 @@ def counts_of(number: int) -> Counts:
         if what == "not-needed":
             wrong = "the fault is there" if shows_the_fault(case, text) else None
         else:
-            variants = [finding.edits, *(one.edits for one in case.patch.variants())]
+            variants = [finding.edits, *(one.edits for one in case.patch.variants)]
             how, wrong = truth(case, made, text, variants[: 1 if finding.edits else None])
             what += f", {how}"  # type: ignore[assignment]
             wrong = wrong if finding.verdict == "apply" else None
@@ -1099,7 +1104,7 @@ def truth(
 
 @each_case
 def test_a_shrunk_module_has_the_forms_of_the_whole(case: Case) -> None:
-    made = with_text(case.release, case.module, case.text)
+    made = with_files(tree(case.release), {case.module: case.text.encode()})
     for clause in case.patch.clauses:
         assert made.stands(clause).form == tree(case.release).stands(clause).form, clause.key
 
@@ -1122,20 +1127,12 @@ def test_the_entry_changes_what_the_release_decides_and_only_where_it_is_meant_t
 
 @each_case
 def test_where_the_guard_applies_an_entry_it_does_what_it_does_on_the_release(case: Case) -> None:
-    counts = counts_of(CASES.index(case))
+    """And where it says that an entry is not needed, the fault is not there."""
+    counts = counts_of(case)
     print(f"{case}: {counts}")
     assert not counts.failures, "\n\n".join(counts.failures)
-
-
-@each_case
-def test_no_entry_is_said_not_to_be_needed_where_its_fault_is_there(case: Case) -> None:
-    counts = counts_of(CASES.index(case))
     assert not counts.overlooked, "\n\n".join(counts.overlooked)
-
-
-def test_edits_are_refused_that_take_an_entry_its_effect() -> None:
-    together = sum((counts_of(number).verdicts for number in range(len(CASES))), Counter[str]())
-    print(f"{Counts(together)}")
-    assert together["refused, fails"] > 0
-    assert together["apply, works"] > 0
-    assert together.total() - together["no code"] >= 1000
+    # Some edits leave an entry its effect, and some take it: both are told apart.
+    assert counts.verdicts["apply, works"] > 0
+    assert counts.verdicts["refused, fails"] > 0 or str(case) in ALL_WORK
+    assert (counts.verdicts.total() - counts.verdicts["no code"]) * len(CASES) >= 1000

@@ -15,15 +15,12 @@ from fingerprints import wanted_files
 from hypothesis import given
 from hypothesis import strategies as st
 from reduction_contract import MODELS, contract_of
-from rig.sources.published import RELEASES
+from rig.sources.published import RELEASES, plan_for
 from wheels import fetch
 
-from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import load, patches_folder
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.files import Sglang
-from sglang_commfix.run.host import Settings
-from sglang_commfix.run.plan import select
 
 
 PATCH = "22642-dp-reduce-scatterv"
@@ -201,9 +198,7 @@ class TestModels:
     def test_with_what_it_requires_every_model_that_is_promised_a_reduction_leaves_its_own_out(
         self, release: str
     ) -> None:
-        sglang = Sglang(release_folder(release) / "sglang")
-        lock = make_lock(load(), Tree(sglang))
-        plan = select(sglang, Settings(PATCH), lock, "engine")
+        plan = plan_for(release, PATCH)
         patched = {
             name.removeprefix("sglang.srt.models."): module.after.decode()
             for name, module in plan.modules.items()

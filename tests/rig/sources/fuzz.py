@@ -27,7 +27,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,8 @@ if __name__ == "__main__":
     ROOT = Path(__file__).parents[3]
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
-from fingerprints import Edited
 from rig.sources import mutations
-from rig.sources.published import RELEASES, released
+from rig.sources.published import RELEASES, tree, with_files
 
 from sglang_commfix.engine.errors import SourceError
 from sglang_commfix.engine.fingerprint import Definition, find_scope, normal_form
@@ -46,7 +45,7 @@ from sglang_commfix.engine.make_lock import entry_of, make_lock
 from sglang_commfix.engine.register import Patch, Target, load
 from sglang_commfix.engine.source import Source
 from sglang_commfix.engine.tree import Tree
-from sglang_commfix.files import Sglang, splice
+from sglang_commfix.files import splice
 from sglang_commfix.lock import Decision
 
 
@@ -201,12 +200,16 @@ class Ground:
 
     def __init__(self, patch: Patch, release: str) -> None:
         self.patch, self.release = patch, release
-        self.tree = Tree(Sglang(released(release) / "sglang"))
+        self.tree = tree(release)
         targets = {one.target for one in patch.clauses if one.target.scope}
         self.targets = sorted(target for target in targets if self.scope(target) is not None)
         modules = {one.module for one in self.targets}
         self.near = [p for p in load().patches if modules & {c.target.module for c in p.clauses}]
-        self.decisions = {d["id"]: d for d in self.decided(self.tree, self.near)}
+
+    @cached_property
+    def decisions(self) -> dict[str, Decision]:
+        """What is decided about those that look at one of its files."""
+        return {d["id"]: d for d in self.decided(self.tree, self.near)}
 
     def scope(self, target: Target) -> Definition | None:
         tree = self.tree.tree(target.module)
@@ -224,17 +227,6 @@ class Ground:
         others = {p.id: entry_of(p) for p in load().patches if p not in about}
         decisions = make_lock(load(), tree, known=others)["decisions"]
         return [one for one in decisions if one["id"] not in others]
-
-    def with_text(self, module: str, raw: bytes) -> Tree:
-        """Return the tree with another file; nothing else is read anew."""
-        edited = Tree(Edited(self.tree.sglang, {module: raw}))
-        for name in self.tree._trees.keys() - {module}:
-            edited._sources[name] = self.tree._sources[name]
-            edited._trees[name] = self.tree._trees[name]
-        for key, stands in self.tree._stands.items():
-            if key.partition(" ")[0].partition(":")[0] != module:
-                edited._stands[key] = stands
-        return edited
 
 
 class WrongError(Exception):
@@ -267,7 +259,7 @@ class Case:
         text = self.text(steps)
         if text is None:
             return "impossible"
-        edited = self.ground.with_text(self.target.module, text.encode())
+        edited = with_files(self.ground.tree, {self.target.module: text.encode()})
         decisions = self.ground.decided(edited, self.about)
         kinds = {step.kind for step in steps}
         # What binds a function's name anew, to whatever, is another thing for those who call it.

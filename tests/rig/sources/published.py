@@ -6,13 +6,15 @@ import __future__
 import ast
 import atexit
 import json
+import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import CodeType
 
-from fingerprints import wanted_files
+from fingerprints import Edited, wanted_files
 from wheels import fetch
 
 from sglang_commfix.engine.fingerprint import find_scope
@@ -56,6 +58,17 @@ def released(release: str) -> Path:
 def tree(release: str) -> Tree:
     """The release, as the engine sees it."""
     return Tree(Sglang(released(release) / "sglang"))
+
+
+def with_files(pristine: Tree, files: Mapping[str, bytes]) -> Tree:
+    """The same tree with other files for some modules; nothing else is worked out anew."""
+    made = Tree(Edited(pristine.sglang, files))
+    for known in ("_sources", "_trees", "_names", "_bindings", "_effects", "_anew", "_stands"):
+        for key, value in getattr(pristine, known).items():
+            # A key is a module, a target or a clause's.
+            if re.split("[: ]", str(key))[0] not in files:
+                getattr(made, known)[key] = value
+    return made
 
 
 @cache

@@ -15,7 +15,6 @@ from rig.sources.published import tree
 from sglang_commfix.engine.fingerprint import Definition
 from sglang_commfix.engine.source import Source
 from sglang_commfix.engine.tree import Tree
-from sglang_commfix.files import Sglang
 
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -42,24 +41,6 @@ def _definitions(body: list[ast.stmt], around: str) -> Iterator[tuple[str, Defin
             for part in (node, *getattr(node, "handlers", ())):
                 for suite in ("body", "orelse", "finalbody"):
                     yield from _definitions(getattr(part, suite, None) or [], around)
-
-
-def with_text(release: str, module: str, text: str) -> Tree:
-    """The release with another text of one module; nothing else is read anew."""
-    pristine = tree(release)
-    sglang = Sglang(pristine.sglang.path)
-    sglang._raw = pristine.sglang._raw | {module: text.encode()}
-    edited = Tree(sglang)
-    edited._sources = {k: v for k, v in pristine._sources.items() if k != module}
-    edited._trees = {k: v for k, v in pristine._trees.items() if k != module}
-    edited._bindings = {k: v for k, v in pristine._bindings.items() if k != module}
-    edited._names = {k: v for k, v in pristine._names.items() if k.partition(":")[0] != module}
-    edited._stands = {
-        key: stands
-        for key, stands in pristine._stands.items()
-        if key.partition(" ")[0].partition(":")[0] != module
-    }
-    return edited
 
 
 class Stub:
