@@ -134,7 +134,7 @@ def _naming(fields: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _form(parts: Sequence[str]) -> Form:
-    return Form(hashlib.sha256("\n".join(parts).encode("ascii")).hexdigest()[:16], tuple(parts))
+    return Form(hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16], tuple(parts))
 
 
 def _innermost(scope: Definition, anchor: Anchor) -> Definition:

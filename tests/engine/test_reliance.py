@@ -197,6 +197,12 @@ def test_a_place_in_an_inner_function_is_looked_at_in_that_function() -> None:
     assert form(text, "use(b)") != form(text.replace("g(b)", "g(b=1)"), "use(b)")
 
 
+def test_a_name_outside_ascii_is_one_like_others() -> None:
+    renamed = changed("rows = batch.size", "rows = größe")
+
+    assert form(renamed).digest != form(changed("rows = batch.size", "rows = grösse")).digest
+
+
 def test_names_of_comprehensions_and_lambdas_are_their_own() -> None:
     text = "x = 1\ndef f(a):\n    use([x for x in a], lambda y: y)\n"
     find = "use([x for x in a], lambda y: y)"
