@@ -27,7 +27,7 @@ def plan(what: str, imported: str) -> None:
     """Print the seconds that a plan takes, and how many patches it applies.
 
     Args:
-        what: before, engine, lock: who decides. wrapt: its import alone, which is part of every
+        what: engine, lock: who decides. wrapt: its import alone, which is part of every
             plan. nothing: all but the plan, for counts.
         imported: warm, if what sglang imports in any case is there already.
 
@@ -42,25 +42,17 @@ def plan(what: str, imported: str) -> None:
         __import__("wrapt")
         print(time.perf_counter() - start)
         return
-    made = make_plan_before() if what == "before" else make_plan()
+    made = make_plan()
     seconds = time.perf_counter() - start
-    if what != "before" and (what == "engine") != ("sglang_commfix.engine" in sys.modules):
+    if (what == "engine") != ("sglang_commfix.engine" in sys.modules):
         raise SystemExit(f"this was to be decided by the {what}, and was not")
     print(seconds, len(made.having("apply")))
 
 
 def make_plan() -> Any:
-    """Decide as this version does."""
+    """Decide what runs, as a server does."""
     session: Any = __import__("sglang_commfix.run.session", fromlist=["session"])
     return session.make_plan(session.find_sglang(), session.read_settings())
-
-
-def make_plan_before() -> Any:
-    """Decide as the last version without locks did."""
-    session: Any = __import__("sglang_commfix.session", fromlist=["session"])
-    register = session.load()
-    sglang = session.from_spec(session.find_package())
-    return session.make_plan(register, sglang, session.Settings.from_environment(register))
 
 
 def measure(cases: dict[str, Callable[[], object]], what: str, times: int = 1) -> None:

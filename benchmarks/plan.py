@@ -1,8 +1,8 @@
 """What this package costs a process that imports sglang, and ``sglang-commfix status``.
 
-``python benchmarks/plan.py`` installs this version, the last one without locks, and both with a
-register of forty entries, measures them in turn, round after round, and writes
-``results/plan.json`` (every single value), ``results/plan.md`` and ``results/plan.svg``.
+``python benchmarks/plan.py`` installs this version, and the same with a register of forty entries,
+measures both by lock and by engine in turn, round after round, and writes ``results/plan.json``
+(every single value), ``results/plan.md`` and ``results/plan.svg``.
 Compare cases within one run only.
 """
 
@@ -13,7 +13,6 @@ import importlib
 import py_compile
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import venv
@@ -43,14 +42,13 @@ if TYPE_CHECKING:
 
     from measuring import Seconds
 
-BEFORE = "72a878c"  # the last version in which every process decided by itself
 # SGLANG_COMMFIX, and what is imported before: see `inside.py`.
 GROUPS = {
     ("1", "warm"): "SGLANG_COMMFIX=1, beside what sglang imports anyway",
     ("all", "warm"): "SGLANG_COMMFIX=all, beside what sglang imports anyway",
     ("all", "cold"): "SGLANG_COMMFIX=all, in a Python that has imported nothing",
 }
-DRAWN = ("all", "warm")  # and whole: forty entries without a lock are slow to measure
+DRAWN = ("all", "warm")  # and whole: what is decided anew is slow to measure
 INSIDE = str(Path(__file__).with_name("inside.py"))
 LOADING = {
     "genuine": "the genuine text, compiled",
@@ -67,7 +65,7 @@ CALLING = {
 class Version(NamedTuple):
     """An installation, and a tree that it is to plan for."""
 
-    who: str  # before, engine, lock; wrapt: no plan, the import alone
+    who: str  # engine, lock; wrapt: no plan, the import alone
     entries: int
     python: Path
     tree: Path
@@ -107,18 +105,6 @@ def trees(scratch: Path) -> tuple[Path, Path]:
     return known, unknown
 
 
-def source_before(scratch: Path) -> Path | None:
-    """Return the source of the version before locks; ``None`` where git does not have it."""
-    archive, folder = scratch / "before.tar", scratch / "source"
-    command = ["git", "-C", str(ROOT), "archive", "--output", str(archive), BEFORE]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    shutil.unpack_archive(archive, folder)
-    return folder
-
-
 def _record(site: Path) -> None:
     """Write the RECORD of what is there now: a server compares with it."""
     lines = []
@@ -139,9 +125,6 @@ def with_register(python: Path, folder: Path, register: Path) -> Path:
     own = folder / "bin" / "python"
     shutil.copytree(site_packages(python), site_packages(own), dirs_exist_ok=True)
     install(register, site_packages(own) / "sglang_commfix")
-    if folder.name.startswith("before"):  # that version wants a key that is derived by now
-        for file in site_packages(own).glob("sglang_commfix/patches/*/patch.toml"):
-            file.write_text(f'drop = "later"\n{file.read_text("utf-8")}', encoding="utf-8")
     _record(site_packages(own))
     return own
 
@@ -153,18 +136,13 @@ def versions(scratch: Path) -> list[Version]:
     known, unknown = trees(scratch)
     few, register = len(list(ROOT.glob("patches/*/patch.toml"))), scratch / "register"
     make_up(ROOT / "patches", register, known, RELEASE)
-    result = []
-    source = source_before(scratch)
-    for name, package in (("before", source), ("now", ROOT)):
-        if package is None:
-            print(f"no figures for {name}: git has no commit {BEFORE} here", file=sys.stderr)
-            continue
-        python = environment(scratch / name, str(package))
-        many = with_register(python, scratch / f"{name}-many", register)
-        for who in ("before",) if name == "before" else ("engine", "lock"):
-            tree = unknown if who == "engine" else known
-            result += [Version(who, few, python, tree), Version(who, ENTRIES, many, tree)]
-    return result
+    python = environment(scratch / "now", str(ROOT))
+    many = with_register(python, scratch / "many", register)
+    return [
+        Version(who, entries, own, tree)
+        for who, tree in (("engine", unknown), ("lock", known))
+        for entries, own in ((few, python), (ENTRIES, many))
+    ]
 
 
 class Case(NamedTuple):
@@ -195,7 +173,7 @@ class Cases:
             for case in self._inside("loading", LOADING, version, "genuine")
         ]
         self.calling = self._inside("calling", CALLING, locks[0], "disk")
-        whole = [v for v in installed if v.entries == few and v.who != "engine"]
+        whole = [version for version in installed if version.entries == few]
         self.status = [self._status(version, whole[0]) for version in whole]
 
     @property
@@ -270,7 +248,6 @@ def report(cases: Cases, seconds: Seconds, counts: Mapping[str, int], how: str, 
     wrapt = next(case for case in cases.plans if "wrapt" in case.name)
     _, edited, pyc = cases.loading[:3]
     total, equal, changed = same.split()
-    missing = "" if base.startswith("before") else "; git did not have it here"
     extra = median(edited) - median(pyc)
     return f"""\
 # What a process that imports sglang pays
@@ -282,9 +259,8 @@ Each count is that of a whole process less that of the same process without what
 ## The plan
 
 From before the import of this package's session until it is decided what runs; sglang is not
-imported. *before*: the version before locks ({BEFORE}), which parsed, fingerprinted and decided in
-every process{missing}. *engine*: this version with two files that no lock knows. *lock*: this
-version with the files of the release. Of the forty entries, all but the real ones are made up, and
+imported. *engine*: two of the files are such as no lock knows, so the process decides anew. *lock*:
+the files are those of the release. Of the forty entries, all but the real ones are made up, and
 apply (`benchmarks/made_up.py`). Each begins with the import of wrapt. Ratios are to {base}.
 
 ![Time of a plan](plan.svg)
@@ -333,7 +309,7 @@ def draw(cases: list[Case], seconds: Seconds) -> None:
     names = [case.name.rpartition(": ")[2] for case in cases]
     values = [[value * 1e3 for value in seconds[case.name]] for case in cases]
     middle = [statistics.median(own) for own in values]
-    colours = {"before": "#9a9a9a", "engine": "#d0873a", "lock": "#2f7fb8", "the": "#cccccc"}
+    colours = {"engine": "#d0873a", "lock": "#2f7fb8", "the": "#cccccc"}
     shades = [colours[name.replace(",", " ").split()[0]] for name in names]
     bars = axes.barh(names, middle, color=shades)
     axes.bar_label(bars, labels=[f"{value:.1f} ms" for value in middle], padding=4)

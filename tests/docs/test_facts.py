@@ -130,10 +130,15 @@ def test_each_module_of_the_rig_that_its_page_lists_exists_and_none_is_missing()
 
 def test_the_readmes_figures_are_those_that_were_measured() -> None:
     text = " ".join(README.read_text().split())
-    plan = json.loads((RESULTS / "plan-25-entries.json").read_text())["milliseconds"]
-    lock, engine = (statistics.median(plan[name]) for name in ("lock", "engine"))
-    assert f"Its plan takes {lock:.0f} ms" in text
-    assert f"deciding anew takes {engine / lock:.0f} times as long" in text
+    seconds = json.loads((RESULTS / "plan.json").read_text())["seconds"]
+    case = "SGLANG_COMMFIX=1, beside what sglang imports anyway: {}, "  # the real register first
+    lock, engine = (
+        next(own for name, own in seconds.items() if name.startswith(case.format(who)))
+        for who in ("lock", "engine")
+    )
+    anew = statistics.median(b / a for a, b in zip(lock, engine, strict=True))
+    assert f"Its plan takes {statistics.median(lock) * 1e3:.0f} ms" in text
+    assert f"deciding anew takes {anew:.0f} times as long" in text
     startup = " ".join((RESULTS / "startup.md").read_text().split())
     ratio = re.search(r"variable unset takes ([\d.]+) times as long", startup)
     assert ratio
