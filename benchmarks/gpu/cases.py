@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,13 +37,16 @@ POOL_OF_GROUPS = {
 HYBRID = {"tp_size": 4, "ep_size": 2}
 DATA_PARALLEL = {"dp_size": 2, "ep_size": 2, "enable_dp_attention": True}
 TRITON_EXPERTS = {"moe_runner_backend": "triton"}
+STRICT = {"SGLANG_COMMFIX_STRICT": "1"}
 
 
 @dataclass(frozen=True)
 class Case:
     """One setup. ``entry`` is the patch it shows, or ``none`` where nothing may change.
 
-    Without an entry it is a reference on one rank.
+    ``fleet`` stands for no patch either: its ranks may run different ones, and say so. Without an
+    entry it is a reference on one rank. ``environ`` is what the patched arm has beside
+    ``SGLANG_COMMFIX``.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Case:
     hooks: dict[str, str] = field(default_factory=dict)
     together: bool = True
     seconds: float = 240.0
+    arms: tuple[str, ...] = ("unpatched", "patched")
+    environ: dict[str, str] = field(default_factory=lambda: STRICT)
 
     @property
     def ranks(self) -> int:
@@ -220,6 +226,35 @@ def healthy(release: str, model: str) -> Case:
     )
 
 
+def fleet(release: str, name: str, rank_1: dict[str, str], environ: dict[str, str]) -> Case:
+    """Rank 1 finds other variables than rank 0, as if it ran on another node."""
+    return Case(
+        f"fleet-{name}-{release}",
+        release,
+        "qwen3-moe",
+        {"tp_size": 2},
+        "fleet",
+        f"qwen3-moe-tp1-{release}",
+        {"GPU_RANK_1": json.dumps(rank_1)},
+        arms=("patched",),
+        environ=environ,
+    )
+
+
+def fleets(release: str) -> list[Case]:
+    """Ranks that run the same patches, that say nothing, and that run different ones."""
+    on, mixed = {"SGLANG_COMMFIX": "1"}, {"SGLANG_COMMFIX_ALLOW_MIXED": "1"}
+    other = {"SGLANG_COMMFIX": "1,-declined-fused-allreduce"}
+    return [
+        fleet(release, "same", on | STRICT, STRICT),
+        fleet(release, "silent", {}, {}),
+        fleet(release, "silent-strict", {}, STRICT),
+        fleet(release, "other", other, {}),
+        fleet(release, "other-strict", other | STRICT, STRICT),
+        fleet(release, "other-allowed", other | mixed, mixed),
+    ]
+
+
 CASES: tuple[Case, ...] = (
     *captured("0.5.12.post1", "deepseek-v3"),
     *captured("0.5.12.post1", "gpt-oss"),
@@ -252,4 +287,6 @@ CASES: tuple[Case, ...] = (
     healthy("0.5.12.post1", "deepseek-v3"),
     healthy("0.5.17", "qwen3-moe"),
     healthy("0.5.17", "deepseek-v3"),
+    *fleets("0.5.12.post1"),
+    *fleets("0.5.17"),
 )

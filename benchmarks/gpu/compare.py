@@ -113,7 +113,7 @@ def summary(folder: Path) -> dict[str, Any]:
     found: list[dict[str, Any]] = []
     for case in CASES:
         reference = read(folder / f"{case.against}.json") if case.against else None
-        for arm in ("unpatched", "patched") if case.entry else ("",):
+        for arm in case.arms if case.entry else ("",):
             name = f"{case.name}-{arm}" if arm else case.name
             outcome = read(folder / f"{name}.outcome")
             if outcome is None:
@@ -122,6 +122,7 @@ def summary(folder: Path) -> dict[str, Any]:
             line: dict[str, Any] = {"case": case.name, "entry": case.entry, "arm": arm}
             line |= {"release": case.release, "model": case.model, "flags": case.flags}
             line |= {"hooks": case.hooks, "against": case.against, **outcome}
+            line["environ"] = case.environ if case.entry == "fleet" else {}
             counts = sorted((folder / f"{name}.d").glob("fused-*.json"))
             line["fused_calls"] = [(read(c)["calls"], read(c)["declined"]) for c in counts]
             other = read(folder / f"{case.name}-unpatched.json") if arm == "patched" else None

@@ -8,7 +8,7 @@ For every release a Python in which it and this package are installed::
 
 Cases of a release that no ``--python`` names are left out. Where a case has more ranks than there
 are GPUs, ranks share them (see ``site/sitecustomize.py``). Cases run side by side, so that no time
-means anything. ``summary.json`` has every figure; what has an answer already is not run again.
+means anything. ``summary.json`` has every figure; what has an outcome already is not run again.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,9 @@ from compare import summary
 
 HERE = Path(__file__).resolve().parent
 ERROR = re.compile(r"(Error|Exception|CRITICAL|Aborted|Segmentation)\b")
-NOISE = re.compile(r"Ignore import error|server_args=|ServerArgs\(|Warning|^\s+File ")
+NOISE = re.compile(r"Ignore import error|server_args=|ServerArgs\(|Warning|^\s+File |frame #")
+SAID = re.compile(r" pid=(\d+)\] ([A-Z]+) sglang-commfix: (.*)")
+DIGEST = re.compile(r"commfix=(\w+)")
 POLL = 0.3
 SETTLE = 2.0
 
@@ -41,6 +45,7 @@ class Run:
     """A case that is being served, without or with the patches."""
 
     case: Case
+    arm: str
     name: str
     process: subprocess.Popen[bytes]
     start: float
@@ -67,10 +72,14 @@ class Runner:
             and (not wanted or any(re.fullmatch(pattern, case.name) for pattern in wanted))
         ]
         runs = [(case, "") for case in chosen if not case.entry]
-        for case in chosen:
-            if case.entry:
-                runs += [(case, arm) for arm in self.options.arms.split(",")]
-        return [(case, arm) for case, arm in runs if not self.answers(case, arm).exists()]
+        for arm in self.options.arms.split(","):
+            runs += [(case, arm) for case in chosen if case.entry and arm in case.arms]
+        return [(case, arm) for case, arm in runs if not self.is_known(case, arm)]
+
+    def is_known(self, case: Case, arm: str) -> bool:
+        """Tell whether it has been run, and was not cut off by the deadline."""
+        outcome = self.answers(case, arm).with_suffix(".outcome")
+        return outcome.exists() and '"cut off"' not in outcome.read_text("utf-8")
 
     def answers(self, case: Case, arm: str) -> Path:
         """Return the file that the case's answers go to."""
@@ -102,6 +111,8 @@ class Runner:
         file.write_text(json.dumps(content), encoding="utf-8")
         kept = self.out / f"{name}.d"
         kept.mkdir(exist_ok=True)
+        for old in (answers, *kept.glob("sglang-*")):
+            old.unlink(missing_ok=True)
         environ = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_COMMFIX")}
         environ |= case.hooks
         environ["GPU_FUSED"] = str(kept)
@@ -112,7 +123,7 @@ class Runner:
             flags["disable_custom_all_reduce"] = True
             file.write_text(json.dumps(content), encoding="utf-8")
         if arm == "patched":
-            environ |= {"SGLANG_COMMFIX": self.options.patches, "SGLANG_COMMFIX_STRICT": "1"}
+            environ |= {"SGLANG_COMMFIX": self.options.patches} | case.environ
         site = os.pathsep.join([str(HERE / "site"), os.environ.get("PYTHONPATH", "")])
         environ["PYTHONPATH"] = site.rstrip(os.pathsep)
         if case.ranks == 1 and self.options.gpus > 1:
@@ -122,7 +133,7 @@ class Runner:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environ, start_new_session=True
             )
-        self.live.append(Run(case, name, process, time.time()))
+        self.live.append(Run(case, arm, name, process, time.time()))
 
     def end(self, run: Run, late: bool, over: bool) -> None:
         """End what is left of it, and write down how it went."""
@@ -144,6 +155,8 @@ class Runner:
             outcome["last_lines"] = [line[:200] for line in log[-3:]]
             outcome["status"] = status
         outcome["log"] = sorted({line[-400:] for line in log if "sglang-commfix" in line})[:6]
+        if run.arm == "patched":
+            outcome["said"] = self.said(run.name, log)
         outcome["notes"] = sorted(
             {line[:300] for line in log if line.startswith(("GPU:", "ASK: w"))}
         )
@@ -151,6 +164,23 @@ class Runner:
         print(f"{outcome['outcome']:8s}{run.name:48s}{seconds:6.0f} s", flush=True)
         for line in outcome.get("errors", [])[-3:]:
             print(f"        {line[:220]}", flush=True)
+
+    def said(self, name: str, log: list[str]) -> dict[str, Any]:
+        """Return how many processes ran sglang, and what each of them said about the patches."""
+        lines = [found.groups() for found in map(SAID.search, log) if found]
+        told = [text for _, level, text in lines if level == "INFO"]
+        others = Counter(
+            f"{level} {text}".replace(socket.gethostname(), "HOST")
+            for _, level, text in lines
+            if level != "INFO"
+        )
+        return {
+            "processes": len(list((self.out / f"{name}.d").glob("sglang-*"))),
+            "with_a_line": len({pid for pid, level, _ in lines if level == "INFO"}),
+            "lines": len(told),
+            "commfix": sorted({word for text in told for word in DIGEST.findall(text)}),
+            "others": dict(others),
+        }
 
     def run(self) -> None:
         """Run everything that fits."""

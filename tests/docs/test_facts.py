@@ -149,6 +149,7 @@ def test_the_readmes_figures_are_those_that_were_measured() -> None:
     ("head", "results"),
     [
         ("Two GPUs", "h100-two-gpus"),
+        ("Ranks that run other patches", "h200-two-gpus"),
         ("Several ranks on one GPU", "h100-several-ranks"),
         ("What compilers make of a patched module", "h100-tp1"),
     ],

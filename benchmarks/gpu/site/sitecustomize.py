@@ -2,16 +2,18 @@
 
 ``GPU_SHARED=N``      more ranks than the N GPUs: they take turns. Each process is another host for
                       NCCL, which else refuses two ranks on one GPU, and goes over sockets.
-``GPU_FUSED=FOLDER``  counts the calls of FlashInfer's fused all-reduce, and those it declined.
+``GPU_FUSED=FOLDER``  counts the calls of FlashInfer's fused all-reduce, and those it declined; and
+                      the processes that run sglang.
 ``GPU_CAPTURE=FOLDER``  has the model capture the outputs of its first three layers, as for an
                       EAGLE-3 draft, and keeps what reaches LogitsProcessor.
 ``GPU_DEEPSTACK=1``   Qwen3-MoE becomes the text half of Qwen3-VL-MoE, by sglang's own class, and
                       the middle half of each prompt gets random deepstack features.
 ``GPU_DECLINE=all``   FlashInfer's kernel declines every call, on every rank.
 ``GPU_DECLINE=1``     rank 1 gets no workspace in the first call, the others get theirs.
-
 ``GPU_EXPERTS=1``     GPT-OSS in bfloat16: a rank loads its own experts only, where sglang would
                       have each load all of them and fail.
+``GPU_RANK_1=JSON``   rank 1 starts with these of the package's variables and with no other, as if
+                      another node had started it; each rank says how long it compares.
 
 NVLink multicast stays off throughout: on a shared host it can put GPUs out of service. Another
 ``sitecustomize`` further back on the path is run as well.
@@ -26,6 +28,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +45,7 @@ CAPTURE = os.environ.get("GPU_CAPTURE", "")
 DEEPSTACK = os.environ.get("GPU_DEEPSTACK", "")
 DECLINE = os.environ.get("GPU_DECLINE", "")
 EXPERTS = os.environ.get("GPU_EXPERTS", "")
+RANK_1 = os.environ.get("GPU_RANK_1", "")
 CAPTURED_LAYERS = [0, 1, 2]
 
 os.environ.update(
@@ -120,7 +124,7 @@ def _fail_on(rank: int, owner: Any, name: str) -> None:
 
 def _decline(module: Any) -> None:
     if DECLINE == "all":
-        module.ensure_workspace_initialized = lambda *_, **__: False
+        module.flashinfer_allreduce_residual_rmsnorm = lambda *_, **__: (None, None)
         return
     # Where a call needs a larger workspace than was created at start, it is created in the call.
     module.pre_initialize_workspaces = lambda *_, **__: None
@@ -143,6 +147,43 @@ def _fusion(module: Any) -> None:
         return result
 
     module.flashinfer_allreduce_residual_rmsnorm = flashinfer_allreduce_residual_rmsnorm
+
+
+def _start_rank_1() -> None:
+    processes: Any = importlib.import_module("multiprocessing.process")
+    start = processes.BaseProcess.start
+
+    def start_it(self: Any) -> Any:
+        name = getattr(self._target, "__name__", "")
+        if name != "run_scheduler_process" or self._args[3] != 1:
+            return start(self)
+        own = {k: v for k, v in os.environ.items() if k.startswith("SGLANG_COMMFIX")}
+        given = json.loads(RANK_1)
+        for key in own:
+            del os.environ[key]
+        os.environ.update(given)
+        try:
+            return start(self)
+        finally:
+            for key in given:
+                del os.environ[key]
+            os.environ.update(own)
+
+    processes.BaseProcess.start = start_it
+
+
+def _ranks(module: Any) -> None:
+    compare = module.differs_from_ranks
+
+    def differs_from_ranks(*given: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return compare(*given)
+        finally:
+            taken = 1000 * (time.perf_counter() - begin)
+            print(f"GPU: rank {_rank()} has compared in {taken:.1f} ms", flush=True)
+
+    module.differs_from_ranks = differs_from_ranks
 
 
 def _model_runner(module: ModuleType) -> None:
@@ -259,6 +300,8 @@ if FUSED:
     HOOKS["sglang.srt.layers.flashinfer_comm_fusion"] = _fusion
 if EXPERTS:
     HOOKS["sglang.srt.layers.moe.fused_moe_triton.layer"] = _experts
+if RANK_1:
+    HOOKS["sglang_commfix.run.fleet"] = _ranks
 if CAPTURE or DEEPSTACK:
     HOOKS["sglang.srt.model_executor.model_runner"] = _model_runner
 if CAPTURE:
@@ -272,6 +315,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del path, target
+        if name == "sglang.srt" and FUSED:
+            Path(FUSED, f"sglang-{os.getpid()}").touch()
         if name not in HOOKS or self.busy:
             return None
         self.busy = True
@@ -300,5 +345,7 @@ def _run_next() -> None:
 
 
 _run_next()
+if RANK_1:
+    _start_rank_1()
 if HOOKS:
     sys.meta_path.insert(0, _Finder())
