@@ -22,7 +22,6 @@ from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import Patch, Target, load
 from sglang_commfix.engine.source import Source
 from sglang_commfix.engine.tree import Tree
-from sglang_commfix.files import Sglang
 from sglang_commfix.run.host import Settings
 from sglang_commfix.run.plan import Plan, select
 
@@ -61,17 +60,15 @@ slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max
 
 
 def plan_for(texts: dict[str, str], allow: Collection[str] = ()) -> Plan:
-    """Plan for the release with other text in some of its modules; nothing else is read anew."""
-    sglang = Sglang(parsed().sglang.path)
-    sglang._raw = parsed().sglang._raw | {name: text.encode() for name, text in texts.items()}
-    edited = Tree(sglang)
-    for name in parsed()._trees.keys() - texts.keys():
-        edited._sources[name] = parsed()._sources[name]
-        edited._trees[name] = parsed()._trees[name]
-    for key, stands in parsed()._stands.items():
-        if key.partition(" ")[0].partition(":")[0] not in texts:
-            edited._stands[key] = stands
-    return select(sglang, Settings("all"), make_lock(load(), edited, allow), "engine")
+    """Plan for the release with other text in some of its modules; nothing else is decided anew."""
+    edited = with_files(parsed(), {name: text.encode() for name, text in texts.items()})
+    known = {
+        patch.id: decision
+        for patch, decision in zip(load().patches, lock_of(RELEASE)["decisions"], strict=True)
+        if texts.keys().isdisjoint(patch.modules)
+    }
+    lock = make_lock(load(), edited, allow, known)
+    return select(edited.sglang, Settings("all"), lock, "engine")
 
 
 @cache

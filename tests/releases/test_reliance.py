@@ -44,7 +44,7 @@ RUNNER = "sglang.srt.model_executor.model_runner"
 FUSION = "LayerCommunicator.should_fuse_mlp_allreduce_with_next_layer"
 SCATTER = "LayerCommunicator.should_use_reduce_scatter"
 CONTEXT = ("get_attn_tp_context", "AttnTpContext.__init__", "AttnTpContext.input_scattered")
-EDITS = 60  # of each function, beside those of mutations.py
+EDITS = 40  # of each function, beside those of mutations.py
 
 # ------------------------------------------------------------------------------ what is run
 

@@ -13,7 +13,8 @@ part is thrown away and made again.
 
 Every other sglang release is in the cache that the tools have, and shadows the installed one.
 
-Only the standard library is imported: this runs on a bare Python.
+Only the standard library is imported: this runs on a bare Python. `python -m rig.environment`
+builds it ahead of its use.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from pathlib import Path
 
 import wheels
 
-from rig.releases import DECISIONS, INSTALLED, Release
+from rig.releases import DECISIONS, INSTALLED, RELEASES, Release
 
 
 HERE = Path(__file__).resolve().parent
@@ -388,3 +389,7 @@ def _file_name(text: str) -> str:
 
 def _print(line: str) -> None:
     print(f"[rig] {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    ensure(RELEASES)

@@ -113,11 +113,8 @@ def affected(entry: str, releases: str = "") -> list[str]:
     return [release for release in LAYERS if wanted.contains(release, prereleases=True)]
 
 
-def representatives(entry: str) -> set[str]:
-    """A release with the oldest text that the entry's edits meet, and one with the newest.
-
-    Of those with the same text one that serves, where there is one.
-    """
+def representative(entry: str) -> str:
+    """A release with the newest text that the entry's edits meet; one that serves, if there is."""
     fingerprints = REGISTER[entry].fingerprints
     edited = {edit.target for edit in REGISTER[entry].edits} & set(fingerprints.targets)
     chosen: dict[tuple[str | None, ...], str] = {}
@@ -126,8 +123,7 @@ def representatives(entry: str) -> set[str]:
         text = tuple(fingerprints.targets[target][number] for target in sorted(edited, key=str))
         if chosen.get(text) not in RELEASES:
             chosen[text] = release
-    oldest, *_, newest = (*chosen.values(), *chosen.values())
-    return {oldest, newest}
+    return list(chosen.values())[-1]
 
 
 def is_on_by_default(entry: str) -> bool:
@@ -155,15 +151,15 @@ class Run:
 def proofs(*, repairs: bool) -> list[Run]:
     """Each affected release without and with the patch.
 
-    By default the entry's representatives, with its first case there; of what is not on by default,
-    if they serve.
+    By default the entry's representative, with its first case there; of what is not on by default,
+    if it serves.
     """
     return [
         Run(
             release,
             ((None, proof.case), (selection(entry), proof.case)),
             f"{entry}-{proof.case}",
-            release in representatives(entry)
+            release == representative(entry)
             and proof in [one for one in of_entry if release in affected(entry, one.releases)][:1]
             and (is_on_by_default(entry) or release in RELEASES),
         )
