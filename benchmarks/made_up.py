@@ -35,7 +35,18 @@ if TYPE_CHECKING:
 
 ENTRIES = 40
 _EDITS = 2
-_COPIED = ("kind", "collective", "title", "symptom", "cause", "hits", "change", "seen", "flags")
+_COPIED = (
+    "kind",
+    "collective",
+    "title",
+    "symptom",
+    "cause",
+    "hits",
+    "change",
+    "seen",
+    "flags",
+    "shown",
+)
 
 
 def make_up(real: Path, folder: Path, tree: Path, release: str) -> None:
@@ -63,7 +74,7 @@ def make_up(real: Path, folder: Path, tree: Path, release: str) -> None:
         own.mkdir()
         lines = [f"{name} = {json.dumps(model[name])}" for name in _COPIED]
         lines += [f"id = {json.dumps(own.name)}", 'affected = ">=0"', fixed]
-        lines += ["links = []", "shown = []", "meets = [{}]", *edits]
+        lines += ["links = []", "meets = [{}]", *edits]
         (own / "patch.toml").write_text("\n".join(lines), encoding="utf-8")
     patches = load_folder(folder, complete=False).patches
     for patch in patches:
