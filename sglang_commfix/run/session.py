@@ -23,7 +23,7 @@ from sglang_commfix import FINDER, SELECT, is_off
 from sglang_commfix.errors import AlreadyImportedError, CommfixError, MixedFleetError
 from sglang_commfix.files import Sglang, ask, find_sglang
 from sglang_commfix.run import fleet
-from sglang_commfix.run.host import MIXED, NOT_HOOKED, STRICT, log, read_settings, read_switch
+from sglang_commfix.run.host import MIXED, STRICT, log, read_settings, read_switch
 from sglang_commfix.run.loader import COMPILED, MARK, PatchedLoader
 from sglang_commfix.run.plan import Plan, make_plan
 from sglang_commfix.run.reach import stray
@@ -166,16 +166,13 @@ class Session:
                 continue
             marked = isinstance(module, ModuleType) and MARK in vars(module)
             wanted = COMPILED.get(name, {})
-            why = stray(module, planned.runs_as, wanted)
-            if why is None and (marked or wanted):
+            found = stray(module, planned.runs_as, wanted)
+            if found is None and (marked or wanted):
                 log().debug(f"{name} runs with {', '.join(planned.patches)}")
                 continue
-            if not marked:
-                loader = type(getattr(getattr(module, "__spec__", None), "loader", None)).__name__
-                why = f"it was loaded by {loader}, another import hook"
-            what = f"{name} runs UNPATCHED: {why}, without {', '.join(planned.patches)}"
-            remedy = "take that out, or patch the files by `sglang-commfix export`"
-            self.fail(f"{what}. Answers may be wrong: {remedy}")
+            from sglang_commfix import wrong
+
+            self.fail(wrong.unpatched(name, module, planned.patches, found if marked else None))
 
     def fail(self, message: str) -> None:
         """Say what went wrong, once; under strict, end the process."""
@@ -250,7 +247,9 @@ def verify() -> None:
     """Verify, when sglang's entry point for plug-ins is called, that the start-up hook did run."""
     session = current or Session(None, ends=not is_off(STRICT))
     if current is None and not is_off(SELECT) and not embeds:
-        session.fail(f"{SELECT}={os.environ[SELECT]} is set, but NOTHING IS PATCHED: {NOT_HOOKED}")
+        from sglang_commfix import wrong
+
+        session.fail(wrong.not_hooked())
     session.verify(*session.modules.keys() & sys.modules.keys())
 
 

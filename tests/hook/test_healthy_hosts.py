@@ -604,6 +604,59 @@ AROUND = {
         "def should_fuse(self, batch): return self._original_should_fuse(batch)",
         "C.should_fuse = should_fuse",
     ),
+    "the_original_is_in_another_module": Host(
+        around(
+            "import keeper",
+            "keeper.original = C.should_fuse",
+            "def should_fuse(self, batch): return keeper.original(self, batch)",
+            "C.should_fuse = should_fuse",
+        ).program,
+        files={"keeper.py": ""},
+    ),
+    "the_original_is_in_a_module_of_a_package": Host(
+        around(
+            "import vendor.keeper",
+            "vendor.keeper.original = C.should_fuse",
+            "def should_fuse(self, batch): return vendor.keeper.original(self, batch)",
+            "C.should_fuse = should_fuse",
+        ).program,
+        files={"vendor/__init__.py": "", "vendor/keeper.py": ""},
+    ),
+    "the_original_is_imported_with_each_call": Host(
+        around(
+            "import keeper",
+            "keeper.original = C.should_fuse",
+            "def should_fuse(self, batch):",
+            "    from keeper import original",
+            "    return original(self, batch)",
+            "C.should_fuse = should_fuse",
+        ).program,
+        files={"keeper.py": ""},
+    ),
+    "the_original_is_in_another_class": around(
+        "class Patch:",
+        "    original = staticmethod(C.should_fuse)",
+        "    @classmethod",
+        "    def call(cls, *args): return cls.original(*args)",
+        "C.should_fuse = lambda self, batch: Patch.call(self, batch)",
+    ),
+    "the_original_is_in_a_class_in_a_closure": around(
+        "def traced(f):",
+        "    class Traced: original = f",
+        "    return lambda self, batch: Traced.original(self, batch)",
+        "C.should_fuse = traced(C.should_fuse)",
+    ),
+    "the_original_is_named_by_a_string": around(
+        "setattr(C, '_original', C.should_fuse)",
+        "def should_fuse(self, batch): return getattr(self, '_original')(batch)",
+        "C.should_fuse = should_fuse",
+    ),
+    "the_original_is_one_of_many": around(
+        "originals = {number: types.SimpleNamespace() for number in range(20000)}",
+        "originals['should_fuse'] = C.should_fuse",
+        "def should_fuse(self, batch): return originals['should_fuse'](self, batch)",
+        "C.should_fuse = should_fuse",
+    ),
     "the_original_is_a_default": around(
         "def should_fuse(self, batch, original=C.should_fuse): return original(self, batch)",
         "C.should_fuse = should_fuse",
@@ -627,6 +680,27 @@ AROUND = {
         "    def __get__(self, instance, owner=None):",
         "        return self if instance is None else types.MethodType(self, instance)",
         "C.should_fuse = Traced(C.should_fuse)",
+    ),
+    "an_object_whose_class_knows_the_original": around(
+        "def traced(f):",
+        "    class Traced:",
+        "        def __call__(self, *args): return f(*args)",
+        "        def __get__(self, instance, owner=None):",
+        "            return self if instance is None else types.MethodType(self, instance)",
+        "    return Traced()",
+        "C.should_fuse = traced(C.should_fuse)",
+    ),
+    "an_object_beside_the_original_that_hides_its_class": around(
+        "class Hidden:",
+        "    __class__ = property(lambda self: 1 / 0)",
+        "def traced(f, hidden):",
+        "    return lambda *args: f(*args) if hidden is not None else None",
+        "C.should_fuse = traced(C.should_fuse, Hidden())",
+    ),
+    "an_object_whose_class_is_of_no_module": around(
+        "Call = type('Call', (), {'__module__': None, '__call__': lambda self, *args: self.f(*args)})",
+        "call = Call(); call.f = C.should_fuse",
+        "C.should_fuse = lambda self, batch: call(self, batch)",
     ),
     "a_context_manager_as_a_decorator": around(
         "import contextlib",
