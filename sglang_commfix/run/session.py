@@ -24,7 +24,7 @@ from sglang_commfix.errors import AlreadyImportedError, CommfixError, MixedFleet
 from sglang_commfix.files import Sglang, ask, find_sglang
 from sglang_commfix.run import fleet
 from sglang_commfix.run.host import MIXED, STRICT, log, read_settings, read_switch
-from sglang_commfix.run.loader import COMPILED, MARK, PatchedLoader
+from sglang_commfix.run.loader import COMPILED, MARK, PatchedLoader, TellingLoader
 from sglang_commfix.run.plan import Plan, make_plan
 from sglang_commfix.run.reach import stray
 
@@ -75,24 +75,24 @@ class Session:
         self._relied = {name: it for patch in applied for name, it in patch["modules"].items()}
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """Return a patched spec for a module of the plan, nothing for any other."""
+        """Return a spec for a module of the plan, patched, or of a cold place; else nothing."""
         if name == "sglang.srt" or name.startswith("sglang.srt."):
             self.watch()
         if name in self._relied:
             self._check_file(name)
         module = self.modules.get(name)
-        if module is None:
+        if module is None and name not in self._cold:
             return None
         behind = list(dropwhile(lambda f: f is not self and f is not FINDER, sys.meta_path))[1:]
         behind = [finder for finder in behind if type(finder).__module__ != "wrapt.importer"]
         spec = ask(behind, name, path, target)
         if spec is None or spec.loader is None or hasattr(spec, MARK):
             return spec
-        if spec.origin is None or Path(spec.origin).resolve() != module.path.resolve():
+        if module and Path(spec.origin or "").resolve() != module.path.resolve():
             self.fail(f"{name} is not patched: found in {spec.origin}, decided for {module.path}")
             return None  # and leave it to the other finders
-        spec.loader = PatchedLoader(spec.loader, module)  # type: ignore[assignment]
-        setattr(spec, MARK, module.patches)
+        spec.loader = (PatchedLoader if module else TellingLoader)(spec.loader, module)  # type: ignore[assignment]
+        setattr(spec, MARK, module and module.patches)
         return spec
 
     @_harmless

@@ -147,6 +147,24 @@ if __name__ == "__main__":
     return Host(code, lines=lines)
 
 
+def assigning(first: str = "") -> Host:
+    """Return a host that puts a function of its own in the place of each loader's ``exec_module``."""
+    hook = in_front(
+        "if self.busy or not name.startswith('sglang.'):",
+        "    return None",
+        "self.busy = True",
+        "spec = importlib.util.find_spec(name)",
+        "self.busy = False",
+        "run = spec.loader.exec_module",
+        "def exec_module(module):",
+        "    run(module)",
+        "    print('also:', module.__name__)",
+        "spec.loader.exec_module = exec_module",
+        "return spec",
+    )
+    return Host(f"{first}{hook}serve()")
+
+
 PLUGIN = """
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 def register():
@@ -353,6 +371,8 @@ class Loader(SourceFileLoader):
         )
         + "serve()"
     ),
+    "a_finder_in_front_assigns_to_the_loaders": assigning(),
+    "a_finder_in_front_assigns_to_the_loaders_behind_sglang": assigning("import sglang.srt\n"),
     "wrapt_is_told_of_imports": Host(
         """
 import wrapt
