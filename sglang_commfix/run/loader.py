@@ -1,5 +1,6 @@
 """The loader of a patched module."""
 
+import inspect
 import linecache
 import warnings
 from importlib.util import decode_source
@@ -57,6 +58,7 @@ class PatchedLoader(TellingLoader):
         entry = (len(self._module.after), None, lines, self._module.runs_as)
         names = (self._module.runs_as, str(self._module.path))
         linecache.cache = Cache(linecache.cache | dict.fromkeys(names, entry))
+        inspect.modulesbyfile[self._module.runs_as] = module.__name__  # for who has a frame of it
         module.__dict__[MARK] = self._module.patches
         exec(code, module.__dict__)  # noqa: S102 - this is what a loader does
         notify_module_loaded(module)

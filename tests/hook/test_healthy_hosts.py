@@ -722,6 +722,15 @@ AROUND = {
         "call = Call(); call.f = C.should_fuse",
         "C.should_fuse = lambda self, batch: call(self, batch)",
     ),
+    "what_it_calls_looks_for_the_module_of_its_caller": around(
+        "import inspect",
+        "class Batch:",
+        "    @property",
+        "    def size(self):",
+        "        print('also:', inspect.getmodule(sys._getframe(1)).__name__)",
+        "        return 1",
+        "C().should_fuse(Batch())",
+    ),
     "a_context_manager_as_a_decorator": around(
         "import contextlib",
         "@contextlib.contextmanager",
