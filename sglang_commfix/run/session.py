@@ -67,7 +67,7 @@ class Session:
         self.modules = plan.modules if plan else {}
         self._ends = ends  # whether a failure ends this process
         self._ended = False
-        self._announced = self._compared = plan is None
+        self._announced = plan is None
         self._unverified = set(self.modules)
         self._said: set[str] = set()
         self._cold = set(_COLD if plan else ())
@@ -137,8 +137,7 @@ class Session:
         @wraps(call)
         def checked(*args: Any, **kwargs: Any) -> Any:
             self.verify(*self.modules.keys() & sys.modules.keys())
-            if not self._compared and call.__name__ == _COLD_NAMES[0]:
-                self._compared = True
+            if call.__name__ == _COLD_NAMES[0]:
                 self._compare(kwargs)
             return call(*args, **kwargs)
 
