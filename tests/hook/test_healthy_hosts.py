@@ -550,6 +550,14 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "sglang"]
 serve()
 """
     ),
+    "whatever_is_named_like_sglang_is_forgotten": Host(
+        """
+serve()
+for name in [name for name in sys.modules if name.startswith("sglang")]:
+    del sys.modules[name]
+serve()
+"""
+    ),
     "mock_patch_dict_of_the_modules": Host(
         "from unittest import mock\nwith mock.patch.dict(sys.modules):\n    serve()\nserve()"
     ),
