@@ -70,7 +70,9 @@ class StartupFinder:
         return None if finder is None else finder.find_spec(name, path, *target)
 
 
-FINDER = StartupFinder()
+# A host may have forgotten this module, and imports it anew: then the one that waits is there.
+_waiting = [finder for finder in sys.meta_path if type(finder).__module__ == __name__]
+FINDER: StartupFinder = _waiting[0] if _waiting else StartupFinder()  # type: ignore[assignment]
 
 
 def init() -> None:

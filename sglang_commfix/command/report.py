@@ -19,9 +19,9 @@ from sglang_commfix.engine.register import Target, load, patches_folder
 from sglang_commfix.engine.tree import Tree
 from sglang_commfix.errors import CommfixError
 from sglang_commfix.run import fleet
-from sglang_commfix.run.host import NOT_HOOKED
 from sglang_commfix.run.installed import damage
 from sglang_commfix.run.plan import DEFAULT_KINDS, parse_selection
+from sglang_commfix.wrong import NOT_HOOKED
 
 
 if TYPE_CHECKING:

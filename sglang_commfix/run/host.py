@@ -12,8 +12,6 @@ from sglang_commfix.errors import SettingsError
 STRICT, LOCK, LOG = f"{SELECT}_STRICT", f"{SELECT}_LOCK", f"{SELECT}_LOG"
 ALLOW, MIXED = f"{SELECT}_ALLOW_UNKNOWN", f"{SELECT}_ALLOW_MIXED"
 ON = frozenset({"1", "on", "true", "yes"})
-NOT_HOOKED = "the start-up hook did not run in this Python (installed outside its site-packages "
-NOT_HOOKED += "folders, or started with -S): start sglang with `sglang-commfix run -- COMMAND`"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _FORMAT = "[%(asctime)s pid=%(process)d] %(levelname)s sglang-commfix: %(message)s"
 

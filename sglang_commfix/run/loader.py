@@ -1,5 +1,6 @@
 """The loader of a patched module."""
 
+import inspect
 import linecache
 import warnings
 from importlib.util import decode_source
@@ -9,7 +10,6 @@ from typing import Any
 
 from wrapt import notify_module_loaded
 
-from sglang_commfix.run.plan import Module
 from sglang_commfix.run.reach import Lines, lines_of
 
 
@@ -27,10 +27,13 @@ class Cache(dict[str, Any]):
         self.update(kept)
 
 
-class PatchedLoader:
-    """Runs the edited text of one module; for all else, it is the loader it stands in for."""
+class TellingLoader:
+    """Tells wrapt's hooks that a module is loaded; for all else, the loader it stands in for.
 
-    def __init__(self, inner: Any, module: Module) -> None:
+    wrapt's own is a proxy: who assigns to its ``exec_module`` has that call itself for ever.
+    """
+
+    def __init__(self, inner: Any, module: Any = None) -> None:
         self._inner, self._module = inner, module
 
     def __getattr__(self, name: str) -> Any:
@@ -39,14 +42,23 @@ class PatchedLoader:
         return getattr(self._inner, name)
 
     def exec_module(self, module: ModuleType) -> None:
+        """Run the module as the loader beneath does."""
+        self._inner.exec_module(module)
+        notify_module_loaded(module)
+
+
+class PatchedLoader(TellingLoader):
+    """Runs the edited text of one module of the plan."""
+
+    def exec_module(self, module: ModuleType) -> None:
         """Run the edited text in ``module``. No byte-code file is read or written."""
         code = self.get_code(module.__name__)
         # Classes are looked up by the module's file name. Without a time, no look at the disk.
         lines = StringIO(self.get_source(module.__name__)).readlines()
         entry = (len(self._module.after), None, lines, self._module.runs_as)
-        if not isinstance(linecache.cache, Cache):
-            linecache.cache = Cache(linecache.cache)
-        linecache.cache |= dict.fromkeys((self._module.runs_as, str(self._module.path)), entry)
+        names = (self._module.runs_as, str(self._module.path))
+        linecache.cache = Cache(linecache.cache | dict.fromkeys(names, entry))
+        inspect.modulesbyfile[self._module.runs_as] = module.__name__  # for who has a frame of it
         module.__dict__[MARK] = self._module.patches
         exec(code, module.__dict__)  # noqa: S102 - this is what a loader does
         notify_module_loaded(module)

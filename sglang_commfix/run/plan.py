@@ -63,7 +63,7 @@ def make_plan(sglang: Sglang | None, settings: Settings) -> Plan:
     if what := damage():
         raise CommfixError(what)
     own = Path(settings.lock) if settings.lock else sglang.path.parent / OWN_NAME
-    if settings.lock or own.exists():
+    if settings.lock or own.exists() or own.is_symlink():  # one that leads nowhere is an error
         from sglang_commfix.run import own_lock
 
         # If it cannot be used, that is an error: nothing takes its place.

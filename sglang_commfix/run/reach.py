@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import deque
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 
-LIMIT = 10_000  # objects that are looked at for one name
+LIMIT = 100_000  # objects that are looked at for one name
+_CALLED = frozenset({"__call__", "__get__"})  # what an object does in the place of a function
 _CODE = (FunctionType, staticmethod, classmethod, property)
-_FUNCTION = 1  # inspect.CO_OPTIMIZED: the code is not that of a class body
 Lines = dict[str, set[tuple[str, int]]]  # of a scope: the functions that it may name
 
 
@@ -24,7 +25,7 @@ def lines_of(code: CodeType, scopes: tuple[str, ...]) -> Lines:
         named = [code]
         for part in scope.split("."):
             named = [one for outer in named for one in _inside(outer) if one.co_name == part]
-        classes = [one for one in named if not one.co_flags & _FUNCTION]
+        classes = [one for one in named if not one.co_flags & 1]  # inspect.CO_OPTIMIZED
         functions = [f for one in classes for f in _inside(one)] if classes else named
         found[scope] = {(one.co_name, one.co_firstlineno) for one in functions}
     return found
@@ -34,13 +35,13 @@ def _inside(code: CodeType) -> list[CodeType]:
     return [one for one in code.co_consts if isinstance(one, CodeType)]
 
 
-def stray(module: ModuleType, file: str, wanted: Lines) -> str | None:
-    """Return what runs in place of edited code, in words; ``None``: all of it can be reached.
+def stray(module: ModuleType, file: str, wanted: Lines) -> tuple[str, Any] | None:
+    """Return the scope that edited code is not under, and what is; ``None``: there is none.
 
     It looks through whatever holds the edited function: closures, defaults, attributes, constants,
-    the globals that a function names, partial objects and other callables, and operators that
-    PyTorch has registered under the function's name. A name that is not bound, as under a condition
-    that is not met here, is no error.
+    what a function names in its globals, in modules and in classes, partial objects and other
+    callables, and operators that PyTorch has registered under the function's name. A name that is
+    not bound, as under a condition that is not met here, is no error.
 
     Args:
         module: the module that was edited.
@@ -66,7 +67,7 @@ def stray(module: ModuleType, file: str, wanted: Lines) -> str | None:
         if isinstance(found, type):
             roots, bodies = [v for v in vars(found).values() if isinstance(v, _CODE)], found.__mro__
         if lines and roots and not _reaches(roots, bodies, file, lines):
-            return f"{scope} is {_words(found)}, which neither is nor calls the edited code"
+            return scope, found
     return None
 
 
@@ -74,17 +75,25 @@ def _reaches(
     roots: list[Any], bodies: tuple[Any, ...], file: str, lines: set[tuple[str, int]]
 ) -> bool:
     names = {name for name, _ in lines}
-    seen: dict[int, Any] = {}  # holds each object, so that no other takes its id
-    queue = deque(roots)
+    seen: dict[Any, Any] = {}  # holds each object, so that no other takes its id
+    # Each with the words that may lead on, and with the modules and classes that it was found in:
+    # two at most, as in package.module.function.
+    queue: deque[Any] = deque((root, _CALLED, ()) for root in roots)
     while queue and len(seen) < LIMIT:
-        one = queue.popleft()
-        if id(one) in seen or isinstance(one, type | ModuleType | str | bytes | int):
+        one, words, inside = queue.popleft()
+        kind = type(one)  # an object may refuse to tell its class, or lie about it
+        named = issubclass(kind, type | ModuleType)  # what it holds is found by names alone
+        key = (id(one), id(words) if named else 0)
+        if key in seen or len(inside) > 2 or issubclass(kind, str | bytes | int):
             continue
-        seen[id(one)] = one
-        if type(one) is not FunctionType:
-            if type(one).__module__.startswith("torch.") and getattr(one, "__name__", "") in names:
+        seen[key] = one, words
+        if named:
+            queue += [(it, words, (*inside, one)) for k, it in [*vars(one).items()] if k in words]
+            continue
+        if kind is not FunctionType:
+            if str(kind.__module__).startswith("torch.") and getattr(one, "__name__", 0) in names:
                 return True
-            queue += gc.get_referents(one)
+            queue += [(it, words, inside) for it in gc.get_referents(one)]
             continue
         here = one.__code__
         if here.co_filename == file and (here.co_name, here.co_firstlineno) in lines:
@@ -92,20 +101,12 @@ def _reaches(
         codes = [here]
         for code in codes:
             codes += _inside(code)
-        words = {word for code in codes for word in code.co_names}
-        for known in (one.__globals__, *map(vars, bodies)):
-            queue += [known[word] for word in words if word in known]
+        words = {w for code in codes for w in (*code.co_names, *code.co_consts) if type(w) is str}
+        spaces = (sys.modules, one.__globals__, *map(vars, (*bodies, *inside)))
+        found = [known[word] for known in spaces for word in words if word in known]
         # What a wrapper says it wraps, it need not call: sglang's plug-ins may replace a function.
-        own = [value for key, value in vars(one).items() if key != "__wrapped__" or key in words]
-        queue += [one.__closure__, one.__defaults__, one.__kwdefaults__, own]
-        queue += [code.co_consts for code in codes]  # ddtrace keeps the original there
+        found += [value for key, value in vars(one).items() if key != "__wrapped__" or key in words]
+        found += [one.__closure__, one.__defaults__, one.__kwdefaults__]
+        found += [code.co_consts for code in codes]  # ddtrace keeps the original there
+        queue += [(it, words, inside) for it in found]
     return False
-
-
-def _words(found: Any) -> str:
-    """Say what stands under a name, and who has put it there."""
-    code = getattr(getattr(found, "__func__", found), "__code__", None)
-    where = f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
-    kind = type(found)
-    name = getattr(found, "__qualname__", f"an object of {kind.__qualname__}")
-    return f"{getattr(found, '__module__', kind.__module__)}.{name}{where}"

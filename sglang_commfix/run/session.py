@@ -23,8 +23,8 @@ from sglang_commfix import FINDER, SELECT, is_off
 from sglang_commfix.errors import AlreadyImportedError, CommfixError, MixedFleetError
 from sglang_commfix.files import Sglang, ask, find_sglang
 from sglang_commfix.run import fleet
-from sglang_commfix.run.host import MIXED, NOT_HOOKED, STRICT, log, read_settings, read_switch
-from sglang_commfix.run.loader import COMPILED, MARK, PatchedLoader
+from sglang_commfix.run.host import MIXED, STRICT, log, read_settings, read_switch
+from sglang_commfix.run.loader import COMPILED, MARK, PatchedLoader, TellingLoader
 from sglang_commfix.run.plan import Plan, make_plan
 from sglang_commfix.run.reach import stray
 
@@ -67,7 +67,7 @@ class Session:
         self.modules = plan.modules if plan else {}
         self._ends = ends  # whether a failure ends this process
         self._ended = False
-        self._announced = self._compared = plan is None
+        self._announced = plan is None
         self._unverified = set(self.modules)
         self._said: set[str] = set()
         self._cold = set(_COLD if plan else ())
@@ -75,24 +75,24 @@ class Session:
         self._relied = {name: it for patch in applied for name, it in patch["modules"].items()}
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """Return a patched spec for a module of the plan, nothing for any other."""
+        """Return a spec for a module of the plan, patched, or of a cold place; else nothing."""
         if name == "sglang.srt" or name.startswith("sglang.srt."):
             self.watch()
         if name in self._relied:
             self._check_file(name)
         module = self.modules.get(name)
-        if module is None:
+        if module is None and name not in self._cold:
             return None
         behind = list(dropwhile(lambda f: f is not self and f is not FINDER, sys.meta_path))[1:]
         behind = [finder for finder in behind if type(finder).__module__ != "wrapt.importer"]
         spec = ask(behind, name, path, target)
         if spec is None or spec.loader is None or hasattr(spec, MARK):
             return spec
-        if spec.origin is None or Path(spec.origin).resolve() != module.path.resolve():
+        if module and Path(spec.origin or "").resolve() != module.path.resolve():
             self.fail(f"{name} is not patched: found in {spec.origin}, decided for {module.path}")
             return None  # and leave it to the other finders
-        spec.loader = PatchedLoader(spec.loader, module)  # type: ignore[assignment]
-        setattr(spec, MARK, module.patches)
+        spec.loader = (PatchedLoader if module else TellingLoader)(spec.loader, module)  # type: ignore[assignment]
+        setattr(spec, MARK, module and module.patches)
         return spec
 
     @_harmless
@@ -137,8 +137,7 @@ class Session:
         @wraps(call)
         def checked(*args: Any, **kwargs: Any) -> Any:
             self.verify(*self.modules.keys() & sys.modules.keys())
-            if not self._compared and call.__name__ == _COLD_NAMES[0]:
-                self._compared = True
+            if call.__name__ == _COLD_NAMES[0]:
                 self._compare(kwargs)
             return call(*args, **kwargs)
 
@@ -166,16 +165,13 @@ class Session:
                 continue
             marked = isinstance(module, ModuleType) and MARK in vars(module)
             wanted = COMPILED.get(name, {})
-            why = stray(module, planned.runs_as, wanted)
-            if why is None and (marked or wanted):
+            found = stray(module, planned.runs_as, wanted)
+            if found is None and (marked or wanted):
                 log().debug(f"{name} runs with {', '.join(planned.patches)}")
                 continue
-            if not marked:
-                loader = type(getattr(getattr(module, "__spec__", None), "loader", None)).__name__
-                why = f"it was loaded by {loader}, another import hook"
-            what = f"{name} runs UNPATCHED: {why}, without {', '.join(planned.patches)}"
-            remedy = "take that out, or patch the files by `sglang-commfix export`"
-            self.fail(f"{what}. Answers may be wrong: {remedy}")
+            from sglang_commfix import wrong
+
+            self.fail(wrong.unpatched(name, module, planned.patches, found if marked else None))
 
     def fail(self, message: str) -> None:
         """Say what went wrong, once; under strict, end the process."""
@@ -250,7 +246,9 @@ def verify() -> None:
     """Verify, when sglang's entry point for plug-ins is called, that the start-up hook did run."""
     session = current or Session(None, ends=not is_off(STRICT))
     if current is None and not is_off(SELECT) and not embeds:
-        session.fail(f"{SELECT}={os.environ[SELECT]} is set, but NOTHING IS PATCHED: {NOT_HOOKED}")
+        from sglang_commfix import wrong
+
+        session.fail(wrong.not_hooked())
     session.verify(*session.modules.keys() & sys.modules.keys())
 
 

@@ -117,6 +117,48 @@ if __name__ == "__main__":
     assert " ERROR " not in result.stderr
 
 
+# A process group of which this is the first of two ranks; the other one runs nothing.
+GROUP = """
+import json, sys, types
+class Store:
+    values = {"1": json.dumps(["there", {}, "none"])}
+    def set(self, name, value): self.values[name] = value
+    def add(self, name, more):
+        self.values[name] = self.values.get(name, 1 if name == "ranks" else 0) + more
+        return self.values[name]
+    def get(self, name): return self.values[name]
+    def check(self, names): return all(name in self.values for name in names)
+    def wait(self, names, limit): assert self.check(names)
+up = []
+sys.modules["torch.distributed"] = types.SimpleNamespace(
+    is_initialized=lambda: bool(up), get_world_size=lambda: 2, get_rank=lambda: 0,
+    get_backend=lambda: "gloo", PrefixStore=lambda _, store: store,
+    distributed_c10d=types.SimpleNamespace(_get_default_store=Store),
+)
+from sglang_commfix.run import fleet
+fleet.LINGER = 0
+from sglang.srt.distributed.parallel_state import initialize_model_parallel
+import sglang.srt.layers.communicator
+for group in ([], [1]):
+    up[:] = group
+    try:
+        print(initialize_model_parallel(2))
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+def test_ranks_compare_whenever_their_groups_come_up_not_the_first_time_alone(
+    tmp_path: Path,
+) -> None:
+    files = {
+        "srt/distributed/parallel_state.py": "def initialize_model_parallel(size):\n    return size\n"
+    }
+    result = make_site(tmp_path, files=files).run(GROUP)
+    assert result.stdout == "2\nMixedFleetError\n"
+    assert "ranks of one model run different patches: rank 0 on " in result.stderr
+
+
 class Store:
     """A store of a process group that lets ranks have their turns in a given order, while it lasts."""
 

@@ -147,6 +147,24 @@ if __name__ == "__main__":
     return Host(code, lines=lines)
 
 
+def assigning(first: str = "") -> Host:
+    """Return a host that puts a function of its own in the place of each loader's ``exec_module``."""
+    hook = in_front(
+        "if self.busy or not name.startswith('sglang.'):",
+        "    return None",
+        "self.busy = True",
+        "spec = importlib.util.find_spec(name)",
+        "self.busy = False",
+        "run = spec.loader.exec_module",
+        "def exec_module(module):",
+        "    run(module)",
+        "    print('also:', module.__name__)",
+        "spec.loader.exec_module = exec_module",
+        "return spec",
+    )
+    return Host(f"{first}{hook}serve()")
+
+
 PLUGIN = """
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 def register():
@@ -353,6 +371,8 @@ class Loader(SourceFileLoader):
         )
         + "serve()"
     ),
+    "a_finder_in_front_assigns_to_the_loaders": assigning(),
+    "a_finder_in_front_assigns_to_the_loaders_behind_sglang": assigning("import sglang.srt\n"),
     "wrapt_is_told_of_imports": Host(
         """
 import wrapt
@@ -530,6 +550,14 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "sglang"]
 serve()
 """
     ),
+    "whatever_is_named_like_sglang_is_forgotten": Host(
+        """
+serve()
+for name in [name for name in sys.modules if name.startswith("sglang")]:
+    del sys.modules[name]
+serve()
+"""
+    ),
     "mock_patch_dict_of_the_modules": Host(
         "from unittest import mock\nwith mock.patch.dict(sys.modules):\n    serve()\nserve()"
     ),
@@ -604,6 +632,59 @@ AROUND = {
         "def should_fuse(self, batch): return self._original_should_fuse(batch)",
         "C.should_fuse = should_fuse",
     ),
+    "the_original_is_in_another_module": Host(
+        around(
+            "import keeper",
+            "keeper.original = C.should_fuse",
+            "def should_fuse(self, batch): return keeper.original(self, batch)",
+            "C.should_fuse = should_fuse",
+        ).program,
+        files={"keeper.py": ""},
+    ),
+    "the_original_is_in_a_module_of_a_package": Host(
+        around(
+            "import vendor.keeper",
+            "vendor.keeper.original = C.should_fuse",
+            "def should_fuse(self, batch): return vendor.keeper.original(self, batch)",
+            "C.should_fuse = should_fuse",
+        ).program,
+        files={"vendor/__init__.py": "", "vendor/keeper.py": ""},
+    ),
+    "the_original_is_imported_with_each_call": Host(
+        around(
+            "import keeper",
+            "keeper.original = C.should_fuse",
+            "def should_fuse(self, batch):",
+            "    from keeper import original",
+            "    return original(self, batch)",
+            "C.should_fuse = should_fuse",
+        ).program,
+        files={"keeper.py": ""},
+    ),
+    "the_original_is_in_another_class": around(
+        "class Patch:",
+        "    original = staticmethod(C.should_fuse)",
+        "    @classmethod",
+        "    def call(cls, *args): return cls.original(*args)",
+        "C.should_fuse = lambda self, batch: Patch.call(self, batch)",
+    ),
+    "the_original_is_in_a_class_in_a_closure": around(
+        "def traced(f):",
+        "    class Traced: original = f",
+        "    return lambda self, batch: Traced.original(self, batch)",
+        "C.should_fuse = traced(C.should_fuse)",
+    ),
+    "the_original_is_named_by_a_string": around(
+        "setattr(C, '_original', C.should_fuse)",
+        "def should_fuse(self, batch): return getattr(self, '_original')(batch)",
+        "C.should_fuse = should_fuse",
+    ),
+    "the_original_is_one_of_many": around(
+        "originals = {number: types.SimpleNamespace() for number in range(20000)}",
+        "originals['should_fuse'] = C.should_fuse",
+        "def should_fuse(self, batch): return originals['should_fuse'](self, batch)",
+        "C.should_fuse = should_fuse",
+    ),
     "the_original_is_a_default": around(
         "def should_fuse(self, batch, original=C.should_fuse): return original(self, batch)",
         "C.should_fuse = should_fuse",
@@ -627,6 +708,36 @@ AROUND = {
         "    def __get__(self, instance, owner=None):",
         "        return self if instance is None else types.MethodType(self, instance)",
         "C.should_fuse = Traced(C.should_fuse)",
+    ),
+    "an_object_whose_class_knows_the_original": around(
+        "def traced(f):",
+        "    class Traced:",
+        "        def __call__(self, *args): return f(*args)",
+        "        def __get__(self, instance, owner=None):",
+        "            return self if instance is None else types.MethodType(self, instance)",
+        "    return Traced()",
+        "C.should_fuse = traced(C.should_fuse)",
+    ),
+    "an_object_beside_the_original_that_hides_its_class": around(
+        "class Hidden:",
+        "    __class__ = property(lambda self: 1 / 0)",
+        "def traced(f, hidden):",
+        "    return lambda *args: f(*args) if hidden is not None else None",
+        "C.should_fuse = traced(C.should_fuse, Hidden())",
+    ),
+    "an_object_whose_class_is_of_no_module": around(
+        "Call = type('Call', (), {'__module__': None, '__call__': lambda self, *args: self.f(*args)})",
+        "call = Call(); call.f = C.should_fuse",
+        "C.should_fuse = lambda self, batch: call(self, batch)",
+    ),
+    "what_it_calls_looks_for_the_module_of_its_caller": around(
+        "import inspect",
+        "class Batch:",
+        "    @property",
+        "    def size(self):",
+        "        print('also:', inspect.getmodule(sys._getframe(1)).__name__)",
+        "        return 1",
+        "C().should_fuse(Batch())",
     ),
     "a_context_manager_as_a_decorator": around(
         "import contextlib",

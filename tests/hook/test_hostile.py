@@ -193,6 +193,21 @@ class TestDamage:
         file.write_bytes(file.read_bytes()[:-4])
         assert f"{file} is missing or has changed" in (damage(package) or "")
 
+    def test_lines_of_a_record_that_are_not_about_the_package_are_passed_over(
+        self, package: Path
+    ) -> None:
+        """An empty line at the end, say, which pip passes over as well."""
+        file = record(package.parent) / "RECORD"
+        file.write_bytes(b"not a line of three\ncaf\xe9,,\n" + file.read_bytes() + b"\n")
+        assert damage(package) is None
+        (package / "__init__.py").write_text("# changed")
+        assert "__init__.py is missing or has changed" in (damage(package) or "")
+
+    def test_an_empty_folder_of_another_version_is_no_installation(self, package: Path) -> None:
+        record(package.parent)
+        (package.parent / "sglang_commfix-0.0.9.dist-info").mkdir()
+        assert damage(package) is None
+
     def test_what_an_upgrade_leaves_that_was_killed_is_said(self, package: Path) -> None:
         """As pip 23 leaves it: the old version set aside, the new one half there, no RECORD."""
         aside = record(package.parent).rename(package.parent / "~glang_commfix-0.1.0.dist-info")

@@ -267,6 +267,19 @@ def hostile_fifo(site: Site, file: Path) -> str:
     return f"{file} cannot be read: it is no regular file of at most 2 MB. Make it with"
 
 
+def hostile_link(site: Site, file: Path) -> str:
+    """As where the volume is not mounted that holds the lock."""
+    file.unlink()
+    file.symlink_to(site.root / "nowhere.json")
+    return f"{file} cannot be read: No such file or directory. Make it with"
+
+
+def hostile_loop(site: Site, file: Path) -> str:
+    file.unlink()
+    file.symlink_to(file)
+    return f"{file} cannot be read: Too many levels of symbolic links. Make it with"
+
+
 def hostile_length(site: Site, file: Path) -> str:
     file.write_text(file.read_text() + " " * (2 << 20))
     return f"{file} cannot be read: it is no regular file of at most 2 MB. Make it with"
