@@ -261,7 +261,8 @@ Each count is that of a whole process less that of the same process without what
 From before the import of this package's session until it is decided what runs; sglang is not
 imported. *engine*: two of the files are such as no lock knows, so the process decides anew. *lock*:
 the files are those of the release. Of the forty entries, all but the real ones are made up, and
-apply (`benchmarks/made_up.py`). Each begins with the import of wrapt. Ratios are to {base}.
+apply (`benchmarks/made_up.py`); that register knows one release, so the engine has fewer forms to
+compare with. Each begins with the import of wrapt. Ratios are to {base}.
 
 ![Time of a plan](plan.svg)
 
