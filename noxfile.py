@@ -121,12 +121,11 @@ def packaging(session: nox.Session) -> None:
 def servers(session: nox.Session) -> None:
     """Real sglang servers on the CPU; ``-- -m servers`` for all of them.
 
-    Servers wait for each other's answers: three files at once keep two cores busy. What a file
-    shares is started once.
+    Half of a server's start is waiting: two files at once, and what a file shares is started once.
     """
     _install(session)
     chosen = session.posargs or ["-m", "servers and not servers_full"]
-    session.run("pytest", "-v", "--durations=25", "-n", "3", "--dist", "loadfile", *chosen)
+    session.run("pytest", "-v", "--durations=25", "-n", "2", "--dist", "loadfile", *chosen)
 
 
 @nox.session(python=HERE)

@@ -385,15 +385,17 @@ def run(scene: Scene) -> list[Any]:
         answers = [folder / f"{rank}.json" for rank in range(scene.world)]
         while time.monotonic() < deadline and not all(file.exists() for file in answers):
             time.sleep(0.01)
-        for child in children:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-        return [
+        # Before any of them is gone: the others would find the connection closed.
+        found = [
             json.loads(file.read_text())
             if file.exists()
             else {"hangs": file.with_suffix(".state").read_text()}
             for file in answers
         ]
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        return found
 
 
 def _be(folder: Path, rank: int, scene: Scene) -> None:

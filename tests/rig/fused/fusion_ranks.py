@@ -571,10 +571,12 @@ def run(name: str, arguments: list[typing.Any], limit: float) -> list[typing.Any
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline and "hangs" in [outcome(folder, rank) for rank in ranks]:
             time.sleep(0.02)
+        # Before any of them is gone: the others would find the connection closed.
+        found = [outcome(folder, rank) for rank in ranks]
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        return [outcome(folder, rank) for rank in ranks]
+        return found
 
 
 def outcome(folder: Path, rank: int) -> typing.Any:
