@@ -21,7 +21,6 @@ from sglang_commfix.engine.guard import decide
 from sglang_commfix.engine.make_lock import make_lock
 from sglang_commfix.engine.register import Patch, Target, load
 from sglang_commfix.engine.source import Source
-from sglang_commfix.engine.tree import Tree
 from sglang_commfix.run.host import Settings
 from sglang_commfix.run.plan import Plan, select
 
@@ -61,20 +60,14 @@ slow = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max
 
 def plan_for(texts: dict[str, str], allow: Collection[str] = ()) -> Plan:
     """Plan for the release with other text in some of its modules; nothing else is decided anew."""
-    edited = with_files(parsed(), {name: text.encode() for name, text in texts.items()})
     known = {
         patch.id: decision
         for patch, decision in zip(load().patches, lock_of(RELEASE)["decisions"], strict=True)
         if texts.keys().isdisjoint(patch.modules)
     }
+    edited = with_files(tree(RELEASE), {name: text.encode() for name, text in texts.items()})
     lock = make_lock(load(), edited, allow, known)
     return select(edited.sglang, Settings("all"), lock, "engine")
-
-
-@cache
-def parsed() -> Tree:
-    lock_of(RELEASE)
-    return tree(RELEASE)
 
 
 @cache
