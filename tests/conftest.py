@@ -33,6 +33,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("servers")
 
 
+# Syntax trees are hundreds of thousands of objects without a cycle among them. Looking for cycles
+# after every 700 of them is half of what tests of releases would do.
+gc.set_threshold(100_000, 20, 100)
+
+
 def pytest_sessionfinish() -> None:
     """Leave the parsed releases out of the last garbage collections.
 
