@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig.site import Site
+from rig.site import Site, make_site
 from rig.stand_in import FILE, MODULE, Upstream, edit, in_doubt, patch
 
 from sglang_commfix.run.plan import OWN_NAME
@@ -35,6 +35,20 @@ def change(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(lock))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What the command writes for a site, wherever the site lies."""
+    return make(make_site(tmp_path_factory.mktemp("made"))).read_bytes()
+
+
+@pytest.fixture
+def lock(site: Site, made: bytes) -> Path:
+    """The lock beside the site's sglang."""
+    file = site.root / OWN_NAME
+    file.write_bytes(made)
+    return file
+
+
 @pytest.fixture
 def edited(site: Site) -> Site:
     """A site whose function no release has so: the guard refuses it."""
@@ -43,8 +57,11 @@ def edited(site: Site) -> Site:
     return site
 
 
-def test_the_lock_beside_sglang_decides_and_the_engine_is_not_asked(site: Site) -> None:
-    make(site)
+def test_a_lock_is_the_same_wherever_sglang_lies(site: Site, made: bytes) -> None:
+    assert make(site).read_bytes() == made
+
+
+def test_the_lock_beside_sglang_decides_and_the_engine_is_not_asked(site: Site, lock: Path) -> None:
     (site.register / "1-guard" / "patch.toml").write_text("the engine would choke on this")
     code = "import sglang_commfix.run.plan as p\n"
     code += f"p.engine = lambda: type('E', (), {{'index': lambda: {{'modules': [{MODULE!r}], "
@@ -152,10 +169,9 @@ DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__[7:])
 def test_a_lock_that_does_not_fit_applies_nothing_names_the_file_and_ends_a_strict_process(
-    site: Site, damage: Any
+    site: Site, lock: Path, damage: Any
 ) -> None:
-    file = make(site)
-    message = damage(site, file)
+    message = damage(site, lock)
     result = site.run(SHOW)
     assert result.stdout == UNPATCHED
     assert len(result.stderr.splitlines()) == 1
@@ -178,9 +194,8 @@ def test_a_variable_that_names_a_missing_file_is_an_error(site: Site, tmp_path: 
 
 
 def test_entries_that_are_newer_than_the_lock_are_named_and_the_lock_stays_valid(
-    site: Site,
+    site: Site, lock: Path
 ) -> None:
-    make(site)
     newer = patch("2-newer", edit=[edit(find="return size > 0", before="pass")])
     Upstream().register(site.register, patch(), newer)
     result = site.run(SHOW, SGLANG_COMMFIX_STRICT="1")
@@ -191,8 +206,7 @@ def test_entries_that_are_newer_than_the_lock_are_named_and_the_lock_stays_valid
     assert "not in your lock: 2-newer" in result.stderr
 
 
-def test_hashed_and_spliced_are_the_same_bytes_read_once(site: Site) -> None:
-    make(site)
+def test_hashed_and_spliced_are_the_same_bytes_read_once(site: Site, lock: Path) -> None:
     code = f"""
     import pathlib
     original, read = pathlib.Path.read_bytes, []
@@ -206,21 +220,20 @@ def test_hashed_and_spliced_are_the_same_bytes_read_once(site: Site) -> None:
     assert site.run(code).stdout == "1\n"
 
 
-def test_an_embedder_may_name_it_and_gets_the_error_at_once(site: Site, tmp_path: Path) -> None:
-    file = make(site)
+def test_an_embedder_may_name_it_and_gets_the_error_at_once(site: Site, lock: Path) -> None:
     code = f"""
     import os, sglang_commfix
     from sglang_commfix.errors import LockError
-    plan = sglang_commfix.activate(lock={str(file)!r})
+    plan = sglang_commfix.activate(lock={str(lock)!r})
     print(plan.origin, os.environ["SGLANG_COMMFIX_LOCK"])
     """
-    assert site.run(code, select=None).stdout == f"{file} {file}\n"
-    file.write_text("{")
+    assert site.run(code, select=None).stdout == f"{lock} {lock}\n"
+    lock.write_text("{")
     code = code.replace("plan = ", "try: plan = ").replace(
         "print(", "except LockError as error: print(error)\n    else: print("
     )
     out = site.run(code, select=None).stdout
-    assert out.startswith(f"{file} is not JSON")
+    assert out.startswith(f"{lock} is not JSON")
 
 
 def spliced(file: Path, **changes: Any) -> None:
@@ -318,10 +331,9 @@ HOSTILE = [value for name, value in sorted(globals().items()) if name.startswith
 
 @pytest.mark.parametrize("harm", HOSTILE, ids=lambda harm: harm.__name__[8:])
 def test_a_hostile_lock_is_one_line_with_its_file_and_applies_nothing(
-    site: Site, harm: Any
+    site: Site, lock: Path, harm: Any
 ) -> None:
-    file = make(site)
-    message = harm(site, file)
+    message = harm(site, lock)
     result = site.run(SHOW)
     assert result.stdout == UNPATCHED
     assert len(result.stderr.splitlines()) == 1
@@ -334,7 +346,7 @@ def test_a_hostile_lock_is_one_line_with_its_file_and_applies_nothing(
 
 
 @pytest.mark.parametrize(
-    ("sglang", "folder", "lock"),
+    ("sglang", "folder", "mode"),
     [
         (0o777, 0o777, 0o666),  # whoever may write the lock may write sglang
         (0o775, 0o775, 0o664),  # a umask of 002
@@ -343,12 +355,11 @@ def test_a_hostile_lock_is_one_line_with_its_file_and_applies_nothing(
     ],
 )
 def test_a_lock_that_no_more_people_may_write_than_sglang_is_used(
-    site: Site, sglang: int, folder: int, lock: int
+    site: Site, lock: Path, sglang: int, folder: int, mode: int
 ) -> None:
-    file = make(site)
     (site.root / "sglang").chmod(sglang)
     site.root.chmod(folder)
-    file.chmod(lock)
+    lock.chmod(mode)
     assert site.run(SHOW).stdout == PATCHED
 
 

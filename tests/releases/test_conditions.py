@@ -172,9 +172,10 @@ class TestWhatElseIsSaidOfReleases:
     pytestmark = reads_wheels
 
     def test_every_architecture_is_one_of_some_release(self) -> None:
-        every = "\n".join(text for release in RELEASES for text in models(release).values())
+        every = {text for release in RELEASES for text in models(release).values()}
+        words = {word for text in every for word in re.findall(r"\w+", text)}
 
-        assert [name for name in facts().called if not re.search(rf"\b{name}\b", every)] == []
+        assert facts().called.keys() <= words
 
     def test_models_with_gemmas_norm_are_those_that_leave_all_reduces_and_have_it(self) -> None:
         entry = REGISTER["32963-hybrid-ep-tp-fusion"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import shutil
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from rig.sources.published import (
     RELEASES,
     built_locks,
+    copied,
     findings,
     lock_of,
     released,
@@ -129,8 +129,7 @@ def test_a_process_reads_one_file_of_locks(built: Path, monkeypatch: pytest.Monk
 
 
 def test_the_version_string_plays_no_part(tmp_path: Path) -> None:
-    copy = tmp_path / "site"
-    shutil.copytree(released("0.5.7"), copy)
+    copy = copied("0.5.7", tmp_path / "site")
     for name in ("version.py", "_version.py"):
         (copy / "sglang" / name).write_text('__version__ = "0.0.0.dev1+g0123456"\n')
     here = plan.make_plan(Sglang(copy / "sglang"), Settings("all"))
@@ -159,8 +158,7 @@ class TestTreesThatNoReleaseHas:
     """A decision stands on its own entry's files; only the rest is the engine's."""
 
     def tree(self, release: str, folder: Path, *changed: str) -> Sglang:
-        shutil.copytree(released(release), folder)
-        sglang = Sglang(folder / "sglang")
+        sglang = Sglang(copied(release, folder) / "sglang")
         for module in changed:
             with sglang.file_of(module).open("a") as file:
                 file.write("# a vendor's remark\n")

@@ -6,7 +6,6 @@ import ast
 import builtins
 import itertools
 import json
-import shutil
 import subprocess
 import symtable
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from fingerprints import fingerprints_of
 from generated import wrapped
 from packaging.version import Version
-from rig.sources.published import RELEASES, after, before, findings, plan_for, released, tree
+from rig.sources.published import RELEASES, after, before, copied, findings, plan_for, tree
 
 from sglang_commfix.command.cli import main
 from sglang_commfix.command.report import reason_of
@@ -186,9 +185,7 @@ def test_the_last_affected_release_becomes_what_upstream_published_next(
 def test_an_exported_diff_turns_the_files_into_what_the_loader_runs(
     release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    site, other = tmp_path / "site", tmp_path / "other"
-    shutil.copytree(released(release), site)
-    shutil.copytree(released(release), other)
+    site, other = copied(release, tmp_path / "site"), copied(release, tmp_path / "other")
     plan = plan_for(release)
     diff = tmp_path / "fixes.patch"
     assert main(["export", "--select", "all", "--sglang-path", str(site), "-o", str(diff)]) == 0
@@ -208,8 +205,7 @@ def test_an_exported_diff_turns_the_files_into_what_the_loader_runs(
 def test_an_exported_series_turns_the_files_into_what_the_loader_runs(
     release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    site, series = tmp_path / "site", tmp_path / "series"
-    shutil.copytree(released(release), site)
+    site, series = copied(release, tmp_path / "site"), tmp_path / "series"
     plan = plan_for(release)
     words = ["--select", "all", "--sglang-path", str(site)]
     assert main(["export", *words, "--series", str(series)]) == 0

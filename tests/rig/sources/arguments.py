@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from wheels import fetch
 
@@ -41,6 +41,12 @@ _MORE_MODELS = (
 LEAVES_ALLREDUCE = "should_fuse_mlp_allreduce_with_next_layer"
 
 
+@lru_cache(maxsize=200)
+def _parsed(text: str) -> ast.Module:
+    """What several functions look at, releases after each other."""
+    return ast.parse(text)
+
+
 @cache
 def texts(release: str, names: tuple[str, ...] = _PLACES) -> dict[str, str]:
     """Those of the files that the release has, by their names."""
@@ -54,7 +60,7 @@ def defaults(release: str) -> dict[str, object]:
     """The fields of ServerArgs whose default is written out."""
     found: dict[str, object] = {}
     for text in texts(release).values():
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(_parsed(text)):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 value = node.value
                 if isinstance(value, ast.Constant):
@@ -102,7 +108,7 @@ def automatic(release: str) -> tuple[Automatic, ...]:
     """Every place in the release that switches FlashInfer's fusion on by itself."""
     found = []
     for text in texts(release).values():
-        tree = ast.parse(text)
+        tree = _parsed(text)
         names = {
             node.targets[0].id: _words(node.value)
             for node in tree.body
@@ -195,7 +201,7 @@ def leaving(release: str) -> frozenset[str]:
 def built_with(release: str, word: str) -> frozenset[str]:
     """Architectures whose file, or one that it builds on, has the word."""
     files = models(release)
-    trees = {name: ast.parse(text) for name, text in files.items() if name in _MODELS}
+    trees = {name: _parsed(text) for name, text in files.items() if name in _MODELS}
     having = {name for name, text in files.items() if word in text}
 
     def has(name: str, seen: frozenset[str]) -> bool:
@@ -231,7 +237,9 @@ def spanning(release: str) -> frozenset[str]:
     """The all-to-all back-ends that make the expert-parallel size the tensor-parallel size."""
     found: set[str] = set()
     for text in texts(release).values():
-        for node in ast.walk(ast.parse(text)):
+        if "EP_SPANNING" not in text and "self.ep_size = self.tp_size" not in text:
+            continue
+        for node in ast.walk(_parsed(text)):
             if isinstance(node, ast.Assign) and "EP_SPANNING" in ast.unparse(node.targets[0]):
                 found |= _words(node.value)
             if (

@@ -54,6 +54,15 @@ def released(release: str) -> Path:
     return fetch(release, wanted_files(load().patches))
 
 
+def copied(release: str, folder: Path) -> Path:
+    """Copy the files that the register looks at into a folder, for a test to change."""
+    for name in wanted_files(load().patches):
+        if (file := released(release) / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
+    return folder
+
+
 @cache
 def tree(release: str) -> Tree:
     """The release, as the engine sees it."""
