@@ -20,6 +20,19 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 HERE = ".".join(map(str, sys.version_info[:2]))
 PROJECT = nox.project.load_toml("pyproject.toml")
 RIG = {"PYTHONPATH": "tests"}
+BUILT: list[str] = []  # the wheel, once the first session has built it: it is for every Python
+# What tests read of releases beside what the register looks at. A wheel is downloaded once for all.
+READ = [
+    "sglang/srt/arg_groups/",
+    "sglang/srt/distributed/",
+    "sglang/srt/layers/dp_attention.py",
+    "sglang/srt/layers/moe/__init__.py",
+    "sglang/srt/layers/moe/utils.py",
+    "sglang/srt/models/",
+    "sglang/srt/server_args.py",
+    "sglang/srt/utils.py",
+    "sglang/srt/utils/",
+]
 
 
 def _available() -> list[str]:
@@ -46,7 +59,12 @@ def _group(*names: str) -> tuple[str, ...]:
 def _install(session: nox.Session, *groups: str) -> None:
     """Install the project as a user does, not editable: tests see what is shipped."""
     session.install(*_group("test", *groups), *PROJECT["project"]["dependencies"])
-    session.install("--force-reinstall", "--no-deps", ".")
+    if not BUILT:
+        folder = Path(session.create_tmp(), "wheel")
+        shutil.rmtree(folder, ignore_errors=True)
+        session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), ".")
+        BUILT.extend(map(str, folder.glob("*.whl")))
+    session.install("--force-reinstall", "--no-deps", *BUILT)
 
 
 def _install_hosts(session: nox.Session) -> None:
@@ -73,7 +91,7 @@ def releases(session: nox.Session) -> None:
     The one waits for the network, the other for pip: side by side.
     """
     _install(session)
-    commands = ("tools/fingerprints.py", "--fetch"), ("-m", "rig.environment")
+    commands = ("tools/fingerprints.py", "--fetch", *READ), ("-m", "rig.environment")
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(session.run, "python", *one, env=RIG) for one in commands]
     for run in runs:

@@ -145,16 +145,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if not current")
     parser.add_argument("--offline", action="store_true", help="use the releases known already")
-    parser.add_argument("--fetch", action="store_true", help="only download what is known")
+    parser.add_argument(
+        "--fetch", nargs="*", metavar="NAME", help="only download what is known, and these files"
+    )
     arguments = parser.parse_args()
     register = _register()
     listed = PATCHES / "releases.json"
     known = json.loads(listed.read_text(encoding="utf-8"))
-    releases = known if arguments.offline or arguments.fetch else published()
     files = wanted_files(register.patches)
-    if arguments.fetch:
-        fetch_all(releases, files)
+    if arguments.fetch is not None:
+        fetch_all(known, [*files, *arguments.fetch])
         return 0
+    releases = known if arguments.offline else published()
     table = dict(each_of(fetch_all(releases, files), found_in))
     for before, release in pairwise(releases):
         if known and release not in known:

@@ -44,15 +44,27 @@ def fetch(release: str, files: Iterable[str], *, python: str | None = None) -> P
     folder = cache_folder() / release
     stamp = folder / ".complete.json"
     there = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else []
-    wanted = [name if python is None else f"{name} for {python}" for name in files]
-    if set(wanted) <= set(there):
+    files = list(files)
+    if all(_is_kept(name, python, there) for name in files):
         return folder
+    wanted = [name if python is None else f"{name} for {python}" for name in files]
     pythons = PYTHONS if python is None else (python,)
     with tempfile.TemporaryDirectory() as scratch:
         unpack(download(f"sglang=={release}", Path(scratch), pythons), folder, files)
     (folder / "sglang" / "srt").mkdir(parents=True, exist_ok=True)
     stamp.write_text(json.dumps(sorted({*there, *wanted})), encoding="utf-8")
     return folder
+
+
+def _is_kept(name: str, python: str | None, there: Iterable[str]) -> bool:
+    """Tell whether a name is among those there, or below a folder that is."""
+    for one in there:
+        kept, _, built_for = one.partition(" for ")
+        if python in (None, built_for) and (
+            name == kept or (kept.endswith("/") and name.startswith(kept))
+        ):
+            return True
+    return False
 
 
 def fetch_all(releases: Sequence[str], files: Sequence[str]) -> dict[str, Path]:

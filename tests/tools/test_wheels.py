@@ -52,6 +52,24 @@ def test_a_slash_stands_for_all_that_is_below(downloads: list[Sequence[str]]) ->
     assert kept(wheels.fetch("1", ["sglang/"])) == {*FILES} - {"sglang-1.dist-info/RECORD"}
 
 
+def test_what_is_below_a_folder_that_is_kept_is_not_downloaded_again(
+    downloads: list[Sequence[str]],
+) -> None:
+    wheels.fetch("1", ["sglang/srt/"])
+    wheels.fetch("1", ["sglang/srt/a.py", "sglang/srt/none.py", "sglang/srt/deep/"])
+    assert len(downloads) == 1
+
+    wheels.fetch("1", ["sglang/__init__.py"])
+    assert len(downloads) == 2
+
+
+def test_the_source_is_that_of_whichever_wheel_was_taken(downloads: list[Sequence[str]]) -> None:
+    wheels.fetch("1", ["sglang/"], python="3.12")
+    wheels.fetch("1", ["sglang/srt/a.py"])
+
+    assert len(downloads) == 1
+
+
 def test_a_file_that_a_release_has_not_is_asked_for_once(downloads: list[Sequence[str]]) -> None:
     for _ in range(2):
         wheels.fetch("1", ["sglang/srt/none.py"])
