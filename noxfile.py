@@ -139,7 +139,7 @@ def packaging(session: nox.Session) -> None:
 def servers(session: nox.Session) -> None:
     """Real sglang servers on the CPU; ``-- -m servers`` for all of them.
 
-    Half of a server's start is waiting: two files at once, and what a file shares is started once.
+    Half of a server's start is waiting: two files at once, and what files share is started once.
     """
     _install(session)
     chosen = session.posargs or ["-m", "servers and not servers_full"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rig.environment import Environment, ensure
 from rig.observer import Observer
 from rig.releases import RELEASES
 from rig.stand_in import FAULTY, FILE, Upstream, write_sglang
+from xdist.scheduler import LoadFileScheduling
 
 from sglang_commfix.engine.register import Register
 
@@ -21,6 +23,30 @@ MARKED = {
     "patches": "one_python",
     "rig_tests": "one_python",
 }
+
+
+# Files whose tests ask for the same servers. With `--dist loadfile` one process has them all, and
+# starts each server once.
+SHARED = {
+    "tests/docs/test_blocks.py": "DP attention of 0.5.11",
+    "tests/patches/19918-dummy-run-alignment/test_servers.py": "dense layers that are not split",
+    "tests/patches/19918-scattered-mlp-fusion/test_servers.py": "dense layers that are not split",
+    "tests/patches/24785-sum-len-contract/test_servers.py": "DP attention of 0.5.11",
+    "tests/servers/test_embedding.py": "DP attention of 0.5.11",
+}
+
+
+class ByServers(LoadFileScheduling):
+    """Hands out the tests of a file together, and with them those of the files beside it above."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return SHARED.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByServers | None:
+    return ByServers(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
