@@ -37,7 +37,7 @@ SHARED = {
 
 
 class ByServers(LoadFileScheduling):
-    """Hands out the tests of a file together, and with them those of the files beside it above."""
+    """Hands out the tests of a file together, and those of files that share servers."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)

@@ -45,7 +45,7 @@ def fetch(release: str, files: Iterable[str], *, python: str | None = None) -> P
     stamp = folder / ".complete.json"
     there = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else []
     files = list(files)
-    if all(_is_kept(name, python, there) for name in files):
+    if _are_kept(files, python, there):
         return folder
     wanted = [name if python is None else f"{name} for {python}" for name in files]
     pythons = PYTHONS if python is None else (python,)
@@ -56,15 +56,12 @@ def fetch(release: str, files: Iterable[str], *, python: str | None = None) -> P
     return folder
 
 
-def _is_kept(name: str, python: str | None, there: Iterable[str]) -> bool:
-    """Tell whether a name is among those there, or below a folder that is."""
-    for one in there:
-        kept, _, built_for = one.partition(" for ")
-        if python in (None, built_for) and (
-            name == kept or (kept.endswith("/") and name.startswith(kept))
-        ):
-            return True
-    return False
+def _are_kept(names: Iterable[str], python: str | None, there: Iterable[str]) -> bool:
+    """Tell whether each name is among those there, or below a folder that is."""
+    entries = (one.partition(" for ") for one in there)
+    kept = {name for name, _, built_for in entries if python in (None, built_for)}
+    folders = tuple(name for name in kept if name.endswith("/"))
+    return all(name in kept or name.startswith(folders) for name in names)
 
 
 def fetch_all(releases: Sequence[str], files: Sequence[str]) -> dict[str, Path]:

@@ -61,7 +61,8 @@ def test_a_lock_is_the_same_wherever_sglang_lies(site: Site, made: bytes) -> Non
     assert make(site).read_bytes() == made
 
 
-def test_the_lock_beside_sglang_decides_and_the_engine_is_not_asked(site: Site, lock: Path) -> None:
+@pytest.mark.usefixtures("lock")
+def test_the_lock_beside_sglang_decides_and_the_engine_is_not_asked(site: Site) -> None:
     (site.register / "1-guard" / "patch.toml").write_text("the engine would choke on this")
     code = "import sglang_commfix.run.plan as p\n"
     code += f"p.engine = lambda: type('E', (), {{'index': lambda: {{'modules': [{MODULE!r}], "
@@ -193,8 +194,9 @@ def test_a_variable_that_names_a_missing_file_is_an_error(site: Site, tmp_path: 
     assert result.returncode == 78
 
 
+@pytest.mark.usefixtures("lock")
 def test_entries_that_are_newer_than_the_lock_are_named_and_the_lock_stays_valid(
-    site: Site, lock: Path
+    site: Site,
 ) -> None:
     newer = patch("2-newer", edit=[edit(find="return size > 0", before="pass")])
     Upstream().register(site.register, patch(), newer)
@@ -206,7 +208,8 @@ def test_entries_that_are_newer_than_the_lock_are_named_and_the_lock_stays_valid
     assert "not in your lock: 2-newer" in result.stderr
 
 
-def test_hashed_and_spliced_are_the_same_bytes_read_once(site: Site, lock: Path) -> None:
+@pytest.mark.usefixtures("lock")
+def test_hashed_and_spliced_are_the_same_bytes_read_once(site: Site) -> None:
     code = f"""
     import pathlib
     original, read = pathlib.Path.read_bytes, []

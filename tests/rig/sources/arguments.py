@@ -237,8 +237,6 @@ def spanning(release: str) -> frozenset[str]:
     """The all-to-all back-ends that make the expert-parallel size the tensor-parallel size."""
     found: set[str] = set()
     for text in texts(release).values():
-        if "EP_SPANNING" not in text and "self.ep_size = self.tp_size" not in text:
-            continue
         for node in ast.walk(_parsed(text)):
             if isinstance(node, ast.Assign) and "EP_SPANNING" in ast.unparse(node.targets[0]):
                 found |= _words(node.value)

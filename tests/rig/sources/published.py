@@ -49,6 +49,7 @@ def built_locks() -> Path:
     return folder / "locks"
 
 
+@cache
 def released(release: str) -> Path:
     """The folder with the files that the register looks at, downloaded once."""
     return fetch(release, wanted_files(load().patches))
